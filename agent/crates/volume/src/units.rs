@@ -12,8 +12,9 @@ pub const PAGE: u64 = 4 << 10;
 pub const CHUNKS_PER_EXTENT: usize = 16;
 /// Pages in a whole chunk.
 pub const PAGES_PER_CHUNK: usize = 16;
-/// Largest volume that is accepted from anyone: 1 PiB. Bounds every bitmap and table that is sized by a volume.
-pub const MAX_VOLUME: u64 = 1 << 50;
+/// Largest volume that is accepted from anyone: 64 TiB, the largest cloud disk. Bounds every bitmap and table that is
+/// sized by a volume: 8 MiB for the bitmap of its extents.
+pub const MAX_VOLUME: u64 = 1 << 46;
 
 /// Byte offset from the start of a volume.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]

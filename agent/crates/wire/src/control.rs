@@ -18,7 +18,7 @@ pub const MAX_RECEIPT: usize = 32 << 10;
 /// Most runs in one [`Durable`] or [`Ack`].
 pub const MAX_RUNS: usize = (MAX_CONTROL_BODY - 16) / 16;
 /// Most prefixes in one [`Leaves`].
-pub const MAX_LEAVES: usize = (MAX_CONTROL_BODY - 16) / 16;
+pub const MAX_LEAVES: usize = (MAX_CONTROL_BODY - 24) / 16;
 /// Most tags in one [`Known`].
 pub const MAX_KNOWN: usize = (MAX_CONTROL_BODY - 16) / 8;
 
@@ -112,7 +112,7 @@ pub struct Grant {
     pub window_frames: u32,
     /// [`Durable`] frames follow: an earlier attempt got somewhere.
     pub resumed: bool,
-    /// [`Leaves`] frames follow, in order, covering the volume.
+    /// [`Leaves`] frames follow while the session goes on; an extent is sent once its leaves have come.
     pub leaves: bool,
     /// [`Known`] frames follow.
     pub known: bool,
@@ -138,15 +138,24 @@ pub struct Durable {
     pub last: bool,
 }
 
-/// Prefixes of the chunk ids that the target holds.
+/// What the target holds in a run of chunks.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Held {
+    /// This many zero chunks.
+    Zero(u64),
+    /// This many chunks of which nothing is known: send them.
+    Unknown(u64),
+    /// One prefix of the chunk id each; all zero for a zero chunk.
+    Prefixes(Vec<[u8; 16]>),
+}
+
+/// What the target holds, in ascending order without gaps, a bounded way ahead of what is settled.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Leaves {
-    /// The first chunk described.
+    /// The first chunk described: where the frame before stopped.
     pub first: ChunkIndex,
-    /// One prefix a chunk; all zero for a zero chunk.
-    pub prefixes: Vec<[u8; 16]>,
-    /// No further frame follows.
-    pub last: bool,
+    /// The run.
+    pub held: Held,
 }
 
 /// Tags of chunks that the receiver can serve to itself.

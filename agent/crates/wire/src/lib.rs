@@ -15,7 +15,7 @@ pub mod frame;
 pub mod prelude;
 
 pub use control::{
-    Ack, Control, Direction, Durable, Fail, FailCode, Grant, HashKeyBytes, Known, LaneClass, LaneHello,
+    Ack, Control, Direction, Durable, Fail, FailCode, Grant, HashKeyBytes, Held, Known, LaneClass, LaneHello,
     Leaves, Mode, Need, NeedReason, Offer, Open, PageQuery, PageSums, RangeKind, RangeMark, Run, Seal,
     Sealed, VolumeFormat,
 };

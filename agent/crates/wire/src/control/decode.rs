@@ -3,7 +3,7 @@
 use volume::{ByteLen, ChunkIndex, ExtentIndex, Generation, KeyId, MAX_VOLUME, Sequence, SessionId};
 
 use super::{
-    Ack, Control, Direction, Durable, Fail, FailCode, Grant, HashKeyBytes, Known, LaneClass, LaneHello,
+    Ack, Control, Direction, Durable, Fail, FailCode, Grant, HashKeyBytes, Held, Known, LaneClass, LaneHello,
     Leaves, MAX_DETAIL, MAX_NAME, MAX_RECEIPT, Mode, Need, NeedReason, Offer, Open, PageQuery, PageSums,
     RangeKind, RangeMark, Run, Seal, Sealed, VolumeFormat,
 };
@@ -182,16 +182,26 @@ fn grant(r: &mut Reader<'_>) -> Result<Grant, DecodeError> {
 
 fn leaves(r: &mut Reader<'_>) -> Result<Leaves, DecodeError> {
     let first = ChunkIndex(r.u64()?);
-    let last = r.bool("last")?;
+    let count = r.u64()?;
+    let kind = r.u8()?;
     r.reserved(7)?;
-    let mut prefixes = Vec::with_capacity(r.remaining() / 16);
-    while r.remaining() > 0 {
-        prefixes.push(r.array()?);
+    if count == 0 || first.0.checked_add(count).is_none() {
+        return invalid("chunk count", count);
     }
-    if first.0.checked_add(prefixes.len() as u64).is_none() {
-        return invalid("first chunk", first.0);
-    }
-    Ok(Leaves { first, prefixes, last })
+    let held = match kind {
+        1 => Held::Zero(count),
+        2 => Held::Unknown(count),
+        3 if r.remaining() as u64 == count.saturating_mul(16) => {
+            let mut prefixes = Vec::with_capacity(r.remaining() / 16);
+            while r.remaining() > 0 {
+                prefixes.push(r.array()?);
+            }
+            Held::Prefixes(prefixes)
+        }
+        3 => return invalid("chunk count", count),
+        value => return invalid("kind of leaves", value),
+    };
+    Ok(Leaves { first, held })
 }
 
 fn page_sums(r: &mut Reader<'_>) -> Result<PageSums, DecodeError> {

@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{Control, Direction, FailCode, LaneClass, Mode, NeedReason, RangeKind, Run, VolumeFormat};
+use super::{Control, Direction, FailCode, Held, LaneClass, Mode, NeedReason, RangeKind, Run, VolumeFormat};
 use crate::frame::{FRAME_HEADER, FrameHeader, Tag};
 
 fn put_runs(out: &mut BytesMut, runs: &[Run]) {
@@ -104,10 +104,18 @@ impl Control {
                 put_runs(out, &durable.runs);
             }
             Self::Leaves(leaves) => {
+                let (kind, count) = match &leaves.held {
+                    Held::Zero(count) => (1, *count),
+                    Held::Unknown(count) => (2, *count),
+                    Held::Prefixes(prefixes) => (3, prefixes.len() as u64),
+                };
                 out.put_u64_le(leaves.first.0);
-                out.put_u8(leaves.last.into());
+                out.put_u64_le(count);
+                out.put_u8(kind);
                 out.put_bytes(0, 7);
-                leaves.prefixes.iter().for_each(|prefix| out.put_slice(prefix));
+                if let Held::Prefixes(prefixes) = &leaves.held {
+                    prefixes.iter().for_each(|prefix| out.put_slice(prefix));
+                }
             }
             Self::Known(known) => {
                 out.put_u8(known.last.into());
