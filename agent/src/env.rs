@@ -1,0 +1,23 @@
+//! Every environment variable that the agent reads, in one place. None carries a secret.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Log filter in the syntax of `tracing_subscriber::EnvFilter` (`info`, `engine=debug,info`); wins over `[log] level`.
+pub const LOG: &str = "NOVAFERRY_LOG";
+
+/// Where systemd puts the files of `LoadCredential=` (`systemd.exec(5)`); set by systemd only.
+pub const CREDENTIALS_DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
+
+/// The log filter, when set and not empty. A value that is not UTF-8 is returned lossily, so that its parser refuses
+/// it by name instead of it being ignored.
+#[must_use]
+pub fn log_filter() -> Option<String> {
+    std::env::var_os(LOG).filter(|value| !value.is_empty()).map(|value| value.to_string_lossy().into_owned())
+}
+
+/// The folder of systemd credentials, when the agent runs as a service that has some.
+#[must_use]
+pub fn credentials_directory() -> Option<PathBuf> {
+    std::env::var_os(CREDENTIALS_DIRECTORY).filter(|value: &OsString| !value.is_empty()).map(PathBuf::from)
+}
