@@ -1,7 +1,8 @@
 //! The novaferry agent: copies volumes between hosts.
 //!
 //! This library holds what the binary wires together: certificates ([`pki`]), the configuration file ([`config`]),
-//! logs, traces and metrics ([`observe`]), and the names of all environment variables ([`env`]).
+//! and the names of all environment variables ([`env`]).
 
+pub mod config;
 pub mod env;
 pub mod pki;
