@@ -372,3 +372,6 @@ pub enum Control {
     Pong(u64),
     LaneHello(LaneHello),
 }
+
+#[cfg(test)]
+mod tests;

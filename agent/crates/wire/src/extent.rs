@@ -200,3 +200,6 @@ impl ExtentHead {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

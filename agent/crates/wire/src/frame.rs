@@ -4,7 +4,7 @@ use crate::error::DecodeError;
 
 /// Length of a frame header in bytes.
 pub const FRAME_HEADER: usize = 8;
-/// Largest body of a control frame. 64 KiB holds 4,095 leaf prefixes, about 256 MiB of volume, in one frame.
+/// Largest body of a control frame. 64 KiB holds 4,094 leaf prefixes, about 256 MiB of volume, in one frame.
 pub const MAX_CONTROL_BODY: usize = 64 << 10;
 /// Largest extent head: 40 fixed bytes and 16 chunk entries of 36.
 pub const MAX_EXTENT_HEAD: usize = 40 + 16 * 36;
@@ -70,6 +70,14 @@ tags! {
     LaneHello = 19,
 }
 
+impl Tag {
+    /// Longest body of a frame of this tag in bytes.
+    #[must_use]
+    pub fn max_body(self) -> usize {
+        if self == Self::Extent { MAX_EXTENT_HEAD } else { MAX_CONTROL_BODY }
+    }
+}
+
 /// The eight bytes in front of every frame: tag, three reserved bytes, body length.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FrameHeader {
@@ -88,7 +96,7 @@ impl FrameHeader {
             return Err(DecodeError::Reserved("frame header"));
         }
         let len = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
-        let cap = if tag == Tag::Extent { MAX_EXTENT_HEAD } else { MAX_CONTROL_BODY };
+        let cap = tag.max_body();
         if len > cap {
             return Err(DecodeError::TooLong { field: "frame body", value: len as u64, cap: cap as u64 });
         }
@@ -98,11 +106,14 @@ impl FrameHeader {
     /// The eight bytes.
     ///
     /// # Panics
-    /// When the body is longer than the largest cap: an encoder made a frame that no peer would take.
+    /// When the body is longer than the tag's cap: an encoder made a frame that no peer would take.
     #[must_use]
     pub fn encode(&self) -> [u8; FRAME_HEADER] {
-        assert!(self.len <= MAX_CONTROL_BODY, "frame body of {} bytes is over the cap", self.len);
+        assert!(self.len <= self.tag.max_body(), "frame body of {} bytes is over the cap", self.len);
         let len = u32::try_from(self.len).expect("the cap fits 32 bits").to_le_bytes();
         [self.tag as u8, 0, 0, 0, len[0], len[1], len[2], len[3]]
     }
 }
+
+#[cfg(test)]
+mod tests;

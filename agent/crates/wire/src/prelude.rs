@@ -77,3 +77,6 @@ pub fn negotiate(ours: &Prelude, theirs: &Prelude) -> Result<Prelude, DecodeErro
     }
     Ok(Prelude { min: version, max: version, features: ours.features & theirs.features })
 }
+
+#[cfg(test)]
+mod tests;

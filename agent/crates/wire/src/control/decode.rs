@@ -4,8 +4,8 @@ use volume::{ByteLen, ChunkIndex, ExtentIndex, Generation, KeyId, MAX_VOLUME, Se
 
 use super::{
     Ack, Control, Direction, Durable, Fail, FailCode, Grant, HashKeyBytes, Held, Known, LaneClass, LaneHello,
-    Leaves, MAX_DETAIL, MAX_NAME, MAX_RECEIPT, Mode, Need, NeedReason, Offer, Open, PageQuery, PageSums,
-    RangeKind, RangeMark, Run, Seal, Sealed, VolumeFormat,
+    Leaves, MAX_DETAIL, MAX_KNOWN, MAX_NAME, MAX_RECEIPT, MAX_RUNS, Mode, Need, NeedReason, Offer, Open,
+    PageQuery, PageSums, RangeKind, RangeMark, Run, Seal, Sealed, VolumeFormat,
 };
 use crate::codec::Reader;
 use crate::error::DecodeError;
@@ -36,9 +36,18 @@ fn size(reader: &mut Reader<'_>) -> Result<ByteLen, DecodeError> {
     }
 }
 
-/// Non-empty, ascending, disjoint runs up to the end of the body. The body is capped, and so is their number.
+/// How many items of `width` bytes the rest of the body holds. A broken last item is found when it is read.
+fn items(reader: &Reader<'_>, width: usize, field: &'static str, cap: usize) -> Result<usize, DecodeError> {
+    let count = reader.remaining() / width;
+    if count > cap {
+        return Err(DecodeError::TooLong { field, value: count as u64, cap: cap as u64 });
+    }
+    Ok(count)
+}
+
+/// Non-empty, ascending, disjoint runs up to the end of the body.
 fn runs(reader: &mut Reader<'_>) -> Result<Vec<Run>, DecodeError> {
-    let mut runs = Vec::with_capacity(reader.remaining() / 16);
+    let mut runs = Vec::with_capacity(items(reader, 16, "run count", MAX_RUNS)?);
     let mut end = 0;
     while reader.remaining() > 0 {
         let run = Run { first: reader.u64()?, count: reader.u64()? };
@@ -91,7 +100,7 @@ impl Control {
             Tag::Known => {
                 let last = r.bool("last")?;
                 r.reserved(7)?;
-                let mut tags = Vec::with_capacity(r.remaining() / 8);
+                let mut tags = Vec::with_capacity(items(r, 8, "tag count", MAX_KNOWN)?);
                 while r.remaining() > 0 {
                     tags.push(r.u64()?);
                 }

@@ -1,11 +1,20 @@
 //! Control frames to bytes.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use volume::PAGES_PER_CHUNK;
 
-use super::{Control, Direction, FailCode, Held, LaneClass, Mode, NeedReason, RangeKind, Run, VolumeFormat};
+use super::{
+    Control, Direction, FailCode, Held, LaneClass, MAX_DETAIL, MAX_KNOWN, MAX_LEAVES, MAX_NAME, MAX_RECEIPT,
+    MAX_RUNS, Mode, NeedReason, RangeKind, Run, VolumeFormat,
+};
 use crate::frame::{FRAME_HEADER, FrameHeader, Tag};
 
+fn within(what: &str, len: usize, cap: usize) {
+    assert!(len <= cap, "{what} of {len} exceeds the cap of {cap}");
+}
+
 fn put_runs(out: &mut BytesMut, runs: &[Run]) {
+    within("run count", runs.len(), MAX_RUNS);
     for run in runs {
         out.put_u64_le(run.first);
         out.put_u64_le(run.count);
@@ -46,7 +55,8 @@ impl Control {
     /// Header and body.
     ///
     /// # Panics
-    /// When a list or text is longer than its cap: lists are built by our own code, which splits them.
+    /// When a list, name or receipt is longer than its cap, or page sums do not fit their mask: lists are built by
+    /// our own code, which splits them, and names are checked where they come in. A failure's detail is cut instead.
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(256);
@@ -77,8 +87,10 @@ impl Control {
                 out.put_u8(open.readback.into());
                 out.put_u8(open.lanes);
                 out.put_bytes(0, 3);
-                put_text(out, &open.pool);
-                put_text(out, &open.name);
+                for (what, text) in [("pool name", &open.pool), ("volume name", &open.name)] {
+                    within(what, text.len(), MAX_NAME);
+                    put_text(out, text);
+                }
             }
             Self::Offer(offer) => {
                 out.put_u64_le(offer.size.0);
@@ -107,7 +119,10 @@ impl Control {
                 let (kind, count) = match &leaves.held {
                     Held::Zero(count) => (1, *count),
                     Held::Unknown(count) => (2, *count),
-                    Held::Prefixes(prefixes) => (3, prefixes.len() as u64),
+                    Held::Prefixes(prefixes) => {
+                        within("prefix count", prefixes.len(), MAX_LEAVES);
+                        (3, prefixes.len() as u64)
+                    }
                 };
                 out.put_u64_le(leaves.first.0);
                 out.put_u64_le(count);
@@ -118,6 +133,7 @@ impl Control {
                 }
             }
             Self::Known(known) => {
+                within("tag count", known.tags.len(), MAX_KNOWN);
                 out.put_u8(known.last.into());
                 out.put_bytes(0, 7);
                 known.tags.iter().for_each(|tag| out.put_u64_le(*tag));
@@ -128,6 +144,8 @@ impl Control {
                 out.put_bytes(0, 6);
             }
             Self::PageSums(sums) => {
+                let expected = PAGES_PER_CHUNK * sums.mask.count_ones() as usize;
+                assert_eq!(sums.sums.len(), expected, "page sums do not fit their mask {:#x}", sums.mask);
                 out.put_u64_le(sums.extent.0);
                 out.put_u16_le(sums.mask);
                 out.put_bytes(0, 6);
@@ -160,12 +178,13 @@ impl Control {
                 out.put_u64_le(seal.size.0);
             }
             Self::Sealed(sealed) => {
+                within("receipt", sealed.receipt.len(), MAX_RECEIPT);
                 out.put_u64_le(sealed.cpu_micros);
                 out.put_slice(&sealed.receipt);
             }
             Self::Fail(fail) => {
                 out.put_u16_le(fail.code as u16);
-                put_text(out, truncate(&fail.detail, super::MAX_DETAIL));
+                put_text(out, truncate(&fail.detail, MAX_DETAIL));
             }
             Self::Drain => {}
             Self::Ping(nonce) | Self::Pong(nonce) => out.put_u64_le(*nonce),
