@@ -20,6 +20,7 @@
 //! Nothing here opens a file or a socket, reads a clock, draws a random number or spawns a thread.
 
 pub mod codec;
+pub mod controller;
 pub mod dedup;
 pub mod delta;
 pub mod error;
@@ -30,6 +31,7 @@ pub mod merkle;
 pub mod zero;
 
 pub use codec::{Compressor, Decompressor, Outcome, PayHint};
+pub use controller::{Choice, Controller, Fill, Mode, Sample};
 pub use dedup::{ContentIndex, KnownChunks, Location, VolumeSlot};
 pub use delta::{PageMask, PageSums, SumSeed};
 pub use error::{Kind, Op, ReduceError};
