@@ -131,7 +131,7 @@ impl fmt::Display for ByteSize {
             ("KiB", 1 << 10),
             ("kB", 1000),
         ] {
-            if self.0 != 0 && self.0 % bytes == 0 {
+            if self.0 != 0 && self.0.is_multiple_of(bytes) {
                 return write!(f, "{}{unit}", self.0 / bytes);
             }
         }
@@ -144,7 +144,7 @@ impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bits = u128::from(self.0) * 8;
         for (unit, factor) in [("Gbit/s", 1_000_000_000), ("Mbit/s", 1_000_000), ("kbit/s", 1000)] {
-            if bits != 0 && bits % factor == 0 {
+            if bits != 0 && bits.is_multiple_of(factor) {
                 return write!(f, "{}{unit}", bits / factor);
             }
         }
@@ -170,7 +170,7 @@ impl<'de> Deserialize<'de> for ByteSize {
             fn visit_i64<E: de::Error>(self, bytes: i64) -> Result<ByteSize, E> {
                 u64::try_from(bytes)
                     .map(ByteSize)
-                    .map_err(|_| E::custom(InvalidUnit::Size(bytes.to_string())))
+                    .map_err(|_negative| E::custom(InvalidUnit::Size(bytes.to_string())))
             }
         }
         deserializer.deserialize_any(Size)
