@@ -10,15 +10,12 @@ use tun_rs::{DeviceBuilder, SyncDevice};
 
 use crate::channel::Counters;
 use crate::error::{Kind, LinkError};
-use crate::forward::{Forwarded, Forwarder};
+use crate::forward::{DEVICE_QUEUE, Forwarded, Forwarder};
 use crate::namespace::{Namespace, remove_stale, unique_names};
 use crate::spec::LinkSpec;
 
 /// The name of the TUN device in both namespaces.
 pub const DEVICE: &str = "nf0";
-
-/// Packets that a device keeps for us while the forwarding thread does not get its turn: 90 ms at 1 Gbit/s.
-const DEVICE_QUEUE: u32 = 8192;
 
 /// RFC 8200: IPv6 is not available on a link with a smaller MTU.
 const IPV6_MIN_MTU: u16 = 1280;
@@ -129,8 +126,8 @@ impl Link {
         self.side(side).enter(action)
     }
 
-    /// Changes the link; when this returns, the change is in effect for every packet that comes in. See
-    /// [`Channel::handle_spec`](crate::Channel::handle_spec) for those under way. The seed is not used again, and the
+    /// Changes the link: packets sent after this has returned meet the new one, those sent before it was called the
+    /// old one. See [`Channel::handle_spec`](crate::Channel::handle_spec) for those under way. The seed is not used again, and the
     /// MTU is that of the path: the devices keep theirs, larger packets vanish.
     ///
     /// # Errors
@@ -176,11 +173,13 @@ impl Link {
 
 /// Opens the TUN device of a side: a device belongs to the namespace of the thread that opens it.
 fn open_device(namespace: &Namespace, side: Side, mtu: u16) -> Result<SyncDevice, LinkError> {
-    let device = namespace.enter(|| DeviceBuilder::new().name(DEVICE).build_sync())?.map_err(|error| {
+    let device = namespace
+        .enter(|| DeviceBuilder::new().name(DEVICE).inherit_enable_state().build_sync())?
+        .map_err(|error| {
         LinkError::new(Kind::Device, format!("open the TUN device in {}", namespace.name())).caused_by(error)
     })?;
-    // No link-local address, router solicitation or multicast report: nothing but the tests' own packets may draw
-    // from the seeded sequence.
+    // No link-local address, router solicitation or multicast report, and hence not up before that is said: nothing
+    // but the users' own packets may draw from the seeded sequence.
     let mut commands = format!(
         "link set dev lo up\n\
          link set dev {DEVICE} mtu {mtu} txqueuelen {DEVICE_QUEUE} multicast off\n\
