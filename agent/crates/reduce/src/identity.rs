@@ -12,9 +12,9 @@ use crate::{CHUNK_LEN, EXTENT_LEN};
 
 /// The id of a chunk: [`ChunkId::ZERO`] when all its bytes are zero, whatever its length, else keyed BLAKE3.
 ///
-/// BLAKE3 could in theory give the 32 zero bytes for content that is not zero. That has a chance of 2^-256 per chunk;
-/// the key is secret, so it cannot be searched for. If it happened, both sides would still agree on the id, and the
-/// copy would fail the byte comparison of a read-back rather than silently: it is not handled apart.
+/// BLAKE3 could in theory give the 32 zero bytes for content that is not zero, which would then be taken for zeros.
+/// That is one collision among all possible ones: a chance of 2^-256 for each chunk, where any two of 2^38 chunks
+/// (16 PiB) collide with 2^-181. Because the key is secret nobody can search for it either, so it is not handled apart.
 #[must_use]
 pub fn chunk_id(key: &HashKey, data: &[u8]) -> ChunkId {
     if is_zero(data) {

@@ -44,7 +44,7 @@ impl PayHint {
 /// True when the sampled bytes are spread as evenly as random ones.
 ///
 /// The sum of squared counts of n random bytes is n + n(n-1)/256 on average, with a deviation of about n/11; anything
-/// with structure is far above. The limit is 6 % above the average: 12 deviations for one sample of 4 KiB, so that
+/// with structure is far above. The limit is 6 % above the average: 11 deviations for one sample of 4 KiB, so that
 /// random data is recognised always and data with 0.05 bits of redundancy a byte still counts as compressible.
 fn looks_random(segments: &[&[u8]]) -> bool {
     let mut total = 0_u64;
