@@ -32,7 +32,7 @@ pub mod zero;
 
 pub use codec::{Compressor, Decompressor, Outcome, PayHint};
 pub use controller::{Choice, Controller, Fill, Mode, Sample};
-pub use dedup::{ContentIndex, KnownChunks, Location, VolumeSlot};
+pub use dedup::{ContentIndex, Inserted, KnownChunks, Location, VolumeSlot};
 pub use delta::{PageMask, PageSums, SumSeed};
 pub use error::{Kind, Op, ReduceError};
 pub use identity::{ExtentIds, chunk_id, extent_ids};
