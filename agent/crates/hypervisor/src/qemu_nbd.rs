@@ -93,7 +93,7 @@ impl Exporter {
         }
     }
 
-    /// Connections that clients may make at once (4 when not set; at most [`MAX_CONNECTIONS`]).
+    /// Connections that each volume makes (4 when not set; at most [`MAX_CONNECTIONS`]).
     #[must_use]
     pub fn connections(self, connections: usize) -> Self {
         Self { connections: connections.clamp(1, MAX_CONNECTIONS), ..self }
@@ -155,9 +155,9 @@ impl Exporter {
     }
 
     fn arguments(&self, cache: &str, aio: &str, image: &OsStr) -> Vec<OsString> {
-        // One more than asked for: the connection that keeps the server alive.
         let mut arguments: Vec<OsString> = vec![
-            format!("--shared={}", self.connections + 1).into(),
+            // Unlimited: only this user can reach the socket, and a client beyond a limit would wait without a word.
+            "--shared=0".into(),
             format!("--cache={cache}").into(),
             format!("--aio={aio}").into(),
             "--detect-zeroes=off".into(),
