@@ -308,6 +308,11 @@ fn masks_are_not_empty() {
     assert_eq!(changed(&Control::Need(need), |bytes| bytes[16] = 0), invalid("chunk mask", 0));
     let sums = Control::PageSums(PageSums { extent: ExtentIndex(0), mask: 1, sums: vec![0; 16] });
     assert_eq!(changed(&sums, |bytes| bytes[8] = 0), invalid("page sums", 128));
+    let none = |bytes: &mut Vec<u8>| {
+        bytes[8] = 0;
+        bytes.truncate(16);
+    };
+    assert_eq!(changed(&sums, none), invalid("page sums", 0));
 }
 
 #[test]
