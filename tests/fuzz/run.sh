@@ -18,6 +18,12 @@ else
     mapfile -t targets < <(find "$here/targets/fuzz_targets" -name '*.rs' -printf '%f\n' | sed 's/\.rs$//' | sort)
 fi
 
+for target in "${targets[@]}"; do
+    if [[ ! -f $here/targets/fuzz_targets/$target.rs ]]; then
+        echo "run.sh: no target '$target'; there are: $(cd "$here/targets/fuzz_targets" && echo *.rs | sed 's/\.rs//g')" >&2
+        exit 64
+    fi
+done
 if ! command -v c++ >/dev/null; then
     echo "run.sh: no C++ compiler found; install g++" >&2
     exit 1
@@ -41,7 +47,7 @@ for target in "${targets[@]}"; do
     if ! cargo fuzz run --fuzz-dir targets --target-dir "$target_dir" "$target" "$scratch" "corpus/$target" \
         -- "${limits[@]}" -print_final_stats=1 >"$log" 2>&1; then
         tail -n 40 "$log" >&2
-        echo "$target: FAILED; the input is under $here/targets/artifacts/$target, the log is $log" >&2
+        echo "$target: FAILED; the log is $log, the input of a finding under $here/targets/artifacts/$target" >&2
         exit 1
     fi
     executions=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
