@@ -21,6 +21,7 @@ mod pool;
 #[cfg(test)]
 mod tests;
 
+pub use pool::MAX_HELD_BYTES;
 use pool::{Pool, Slot};
 
 const NANOS_PER_SECOND: u128 = 1_000_000_000;
@@ -55,8 +56,6 @@ pub struct Counters {
     /// Passed on with one bit flipped.
     pub corrupted: u64,
 }
-
-pub use pool::MAX_HELD_BYTES;
 
 /// One direction of a link.
 ///

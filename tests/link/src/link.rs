@@ -60,6 +60,11 @@ pub struct DirectionStats {
     pub overrun: u64,
     /// Packets that the link delivered and the receiving device did not take.
     pub refused: u64,
+    /// How late the packets were handed over on average, in microseconds after they were due. With the next one this
+    /// says how exact the delays were; packets are never early.
+    pub late_mean_us: u64,
+    /// How late the latest packet was.
+    pub late_worst_us: u64,
 }
 
 /// What both directions have done so far.
@@ -147,7 +152,10 @@ impl Link {
     }
 
     fn complete(&self, from: Side, forwarded: Forwarded) -> Result<DirectionStats, LinkError> {
-        let Forwarded { counters, refused } = forwarded;
+        let Forwarded { counters, refused, late_total, late_worst } = forwarded;
+        let micros = |time: u128| u64::try_from(time).unwrap_or(u64::MAX);
+        let late_mean_us = micros(late_total.as_micros() / u128::from(counters.delivered.max(1)));
+        let late_worst_us = micros(late_worst.as_micros());
         let failed =
             |error| LinkError::new(Kind::Device, format!("read the counters of {DEVICE}")).caused_by(error);
         let overrun = self.enter(from, || {
@@ -155,7 +163,8 @@ impl Link {
             send_drops(&table, DEVICE)
                 .ok_or_else(|| io::Error::other(format!("{DEVICE} is not in /proc/net/dev")))
         })?;
-        Ok(DirectionStats { counters, overrun: overrun.map_err(failed)?, refused })
+        let overrun = overrun.map_err(failed)?;
+        Ok(DirectionStats { counters, overrun, refused, late_mean_us, late_worst_us })
     }
 
     fn side(&self, side: Side) -> &Namespace {

@@ -98,31 +98,35 @@ fn no_packet_is_faster_than_the_delay() {
     trips.sort_unstable();
     let at = |percent: usize| trips[(trips.len() - 1) * percent / 100];
     println!("round trip at 2 x {delay:?}: least {:?}, median {:?}, p99 {:?}", trips[0], at(50), at(99));
+    let stats = link.stats().unwrap();
+    for (way, stats) in [("A to B", stats.a_to_b), ("B to A", stats.b_to_a)] {
+        println!(
+            "{way}: handed over {} us late on average, {} us at most",
+            stats.late_mean_us, stats.late_worst_us
+        );
+    }
     assert!(trips[0] >= 2 * delay);
 }
 
-/// From before the first packet until the last has come, at most `rate x time` can have passed.
+/// From before the first packet until the last has come, at most `rate x time` can have passed. The packets are few
+/// enough for the socket's buffer, however late the receiver looks.
 #[test]
 fn the_rate_is_not_exceeded() {
-    const PACKETS: u32 = 800;
+    const PACKETS: u32 = 64;
     const LENGTH: usize = 1000;
-    let rate = BitRate::megabits(20).unwrap();
+    let rate = BitRate::megabits(2).unwrap();
     let direction =
         DirectionSpec { rate: Some(rate), queue: Queue::Bytes(10_000_000), ..DirectionSpec::default() };
     let spec = symmetric(direction, 0);
     let Some(link) = link("the_rate_is_not_exceeded", &spec) else { return };
     let [sender, receiver] = udp_pair(&link);
     let start = Instant::now();
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            (0..PACKETS).for_each(|number| {
-                sender.send(&numbered(number, LENGTH)).unwrap();
-            })
-        });
-        for number in 0..PACKETS {
-            assert_eq!(receive_numbered(&receiver, LENGTH).unwrap(), number);
-        }
+    (0..PACKETS).for_each(|number| {
+        sender.send(&numbered(number, LENGTH)).unwrap();
     });
+    for number in 0..PACKETS {
+        assert_eq!(receive_numbered(&receiver, LENGTH).unwrap(), number);
+    }
     let took = start.elapsed();
     let bits = f64::from(PACKETS) * (LENGTH + HEADERS) as f64 * 8.0;
     let least = Duration::from_secs_f64(bits / rate.get() as f64);
