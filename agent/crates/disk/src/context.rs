@@ -158,6 +158,12 @@ impl Disk {
         Arc::new(self.shared.pool.clone())
     }
 
+    /// Buffers that are registered with io_uring now: none before the first operation, none while no volume is open.
+    #[must_use]
+    pub fn registered_buffers(&self) -> usize {
+        self.shared.register.registered.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
     /// Waits until all threads have ended. Blocks until what is in flight is answered.
     ///
     /// # Errors
@@ -220,5 +226,56 @@ impl Disk {
 impl fmt::Debug for Disk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Disk").field("backend", &self.backend()).field("pool", self.pool()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::Access;
+
+    /// A context whose ring thread is gone.
+    fn orphan() -> Disk {
+        let disk = Disk::start(&Options { backend: Backend::Plain, buffers: 1, registered: false }).unwrap();
+        let Ok(mut shared) = Arc::try_unwrap(disk.shared) else { panic!("one handle") };
+        shared.engine = Engine::Uring(mpsc::channel(1).0);
+        Disk { shared: Arc::new(shared) }
+    }
+
+    #[test]
+    fn a_dead_backend_is_an_error_and_not_a_hang() {
+        let disk = orphan();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let lane = disk.lane(std::fs::File::open("/dev/null").unwrap());
+            let buffer = disk.pool().acquire().await;
+            let given = Arc::clone(&lane);
+            let (result, buffer) = disk
+                .transfer(|reply| Transfer {
+                    access: Access::Read,
+                    lane: given,
+                    at: 0,
+                    buffer,
+                    span: 0..1,
+                    guard: None,
+                    reply,
+                })
+                .await;
+            assert!(result.unwrap_err().to_string().contains("restart the agent"));
+            assert_eq!(buffer.len(), crate::BUFFER_SIZE);
+            assert_eq!(disk.pool().available(), 1, "the request's buffer went back to the pool");
+            let poison = Arc::new(AtomicBool::new(false));
+            disk.flush(lane, Arc::clone(&poison)).await.unwrap_err();
+            assert!(poison.load(std::sync::atomic::Ordering::SeqCst), "an unanswered flush poisons");
+        });
+    }
+
+    #[test]
+    fn shutdown_needs_the_last_handle() {
+        let disk = Disk::start(&Options { backend: Backend::Plain, buffers: 1, registered: false }).unwrap();
+        let other = disk.clone();
+        let disk = disk.shutdown().unwrap_err();
+        drop(other);
+        disk.shutdown().unwrap();
     }
 }

@@ -144,3 +144,88 @@ pub(crate) fn writers(file: &File) -> io::Result<Writers> {
 fn errno(error: &io::Error) -> Option<Errno> {
     error.raw_os_error().map(Errno::from_raw_os_error)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::OpenOptions;
+
+    use super::*;
+
+    fn pair() -> (tempfile::TempPath, impl Fn(bool) -> File) {
+        // Closed again: the file that made it would count as a writer.
+        let file = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+        let path = file.to_path_buf();
+        (file, move |write| OpenOptions::new().read(true).write(write).open(&path).unwrap())
+    }
+
+    fn held(result: Result<(), Refusal>) -> bool {
+        match result {
+            Ok(()) => false,
+            Err(Refusal::Held(_)) => true,
+            Err(Refusal::Failed(error)) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn sources_share_and_targets_do_not() {
+        let (_file, open) = pair();
+        let (first, second, third) = (open(false), open(false), open(true));
+        source(&first).unwrap();
+        source(&second).unwrap();
+        shared_source(&open(false)).unwrap();
+        assert!(held(target(&third)));
+        drop((first, second));
+        target(&third).unwrap();
+        assert!(held(target(&open(true))));
+        assert!(held(source(&open(false))));
+        assert!(held(shared_source(&open(false))));
+    }
+
+    #[test]
+    fn a_qemu_that_writes_is_seen_and_one_that_reads_is_not_in_the_way() {
+        let (_file, open) = pair();
+        // What QEMU 10 holds for a disk it writes: reads, writes, and shares neither writing nor resizing.
+        let qemu = open(true);
+        for byte in [USED + READ, USED + WRITE, UNSHARED + WRITE, UNSHARED + RESIZE] {
+            set(&qemu, libc::F_RDLCK, byte, 1, "").unwrap();
+        }
+        assert!(held(source(&open(false))));
+        assert!(held(target(&open(true))));
+        shared_source(&open(false)).unwrap();
+        drop(qemu);
+        let qemu = open(false);
+        for byte in [USED + READ, UNSHARED + WRITE, UNSHARED + RESIZE] {
+            set(&qemu, libc::F_RDLCK, byte, 1, "").unwrap();
+        }
+        let ours = open(false);
+        source(&ours).unwrap();
+        // A QEMU that wants to write asks whether anybody does not share that.
+        assert!(held(look(&qemu, UNSHARED + WRITE, "")));
+        // One that only reads asks whether anybody writes.
+        assert!(!held(look(&qemu, USED + WRITE, "")));
+    }
+
+    #[test]
+    fn writers_without_locks_are_found() {
+        let (_file, open) = pair();
+        let reader = open(false);
+        assert_eq!(writers(&reader).unwrap(), Writers::No);
+        let writer = open(true);
+        assert_eq!(writers(&reader).unwrap(), Writers::Yes);
+        drop(writer);
+        assert_eq!(writers(&reader).unwrap(), Writers::No);
+    }
+
+    /// A lease break signals its holder, by default with a signal that kills.
+    #[test]
+    fn a_writer_that_comes_during_the_question_does_not_kill_us() {
+        let (_file, open) = pair();
+        let reader = open(false);
+        std::thread::scope(|scope| {
+            let opener = scope.spawn(|| (0..2000).for_each(|_| drop(open(true))));
+            while !opener.is_finished() {
+                writers(&reader).unwrap();
+            }
+        });
+    }
+}

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -18,6 +19,12 @@ use crate::failure;
 use crate::file::{Body, FileSink, FileSource};
 use crate::lock::{self, Refusal, Writers};
 use crate::probe::{self, Shape};
+
+/// How often, and how long apart, a volume that seems in use is asked again. A process that is being started holds
+/// copies of all our descriptors between fork and exec, so what was closed a moment ago may look open: that takes
+/// milliseconds, a real user stays.
+const PATIENCE: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// How to open a source.
 #[derive(Clone, Copy, Debug, Default)]
@@ -65,13 +72,13 @@ impl Disk {
         let (mut anchor, name) = (File::from(descriptor), name.into());
         let (shape, size) = probe::shape(&anchor, &name)?;
         if options.allow_shared {
-            lock::shared_source(&anchor).map_err(|refusal| refused(&name, refusal))?;
+            patiently(|| lock::shared_source(&anchor).map_err(|refusal| refused(&name, refusal)))?;
         } else {
             match shape {
-                Shape::File => no_writers(&anchor, &name)?,
-                Shape::Device { .. } => anchor = claim_device(&anchor, OFlags::RDONLY, &name)?,
+                Shape::File => patiently(|| no_writers(&anchor, &name))?,
+                Shape::Device { .. } => anchor = patiently(|| claim_device(&anchor, OFlags::RDONLY, &name))?,
             }
-            lock::source(&anchor).map_err(|refusal| refused(&name, refusal))?;
+            patiently(|| lock::source(&anchor).map_err(|refusal| refused(&name, refusal)))?;
         }
         let body = self.body(anchor, name, shape, size, OFlags::RDONLY)?;
         Ok(FileSource { body })
@@ -115,7 +122,7 @@ impl Disk {
         // Before this process becomes a writer itself.
         let look = open(path, OFlags::RDONLY, &name)?;
         if probe::shape(&look, &name)?.0 == Shape::File {
-            no_writers(&look, &name)?;
+            patiently(|| no_writers(&look, &name))?;
         }
         let file = probe::reopen(&look, OFlags::RDWR).or_else(|_| open(path, OFlags::RDWR, &name));
         drop(look);
@@ -137,9 +144,9 @@ impl Disk {
         let (shape, mut size) = probe::shape(&anchor, &name)?;
         if matches!(shape, Shape::Device { .. }) {
             // The claimant's own descriptor, because the kernel lets nobody else zero ranges of a claimed device.
-            anchor = claim_device(&anchor, OFlags::RDWR, &name)?;
+            anchor = patiently(|| claim_device(&anchor, OFlags::RDWR, &name))?;
         }
-        lock::target(&anchor).map_err(|refusal| refused(&name, refusal))?;
+        patiently(|| lock::target(&anchor).map_err(|refusal| refused(&name, refusal)))?;
         if let Some(wanted) = options.size {
             check_size(wanted, &name)?;
             match shape {
@@ -209,6 +216,17 @@ fn open(path: &Path, access: OFlags, name: &str) -> Result<File, VolumeError> {
     rustix::fs::open(path, ALWAYS | access, Mode::empty())
         .map(File::from)
         .map_err(|error| failure::of(Op::Open, name, None, error.into()))
+}
+
+/// Asks again while the answer is "in use".
+fn patiently<T>(mut ask: impl FnMut() -> Result<T, VolumeError>) -> Result<T, VolumeError> {
+    for _ in 1..PATIENCE {
+        match ask() {
+            Err(error) if error.kind() == Kind::InUse => std::thread::sleep(PAUSE),
+            answer => return answer,
+        }
+    }
+    ask()
 }
 
 fn check_size(size: ByteLen, name: &str) -> Result<(), VolumeError> {

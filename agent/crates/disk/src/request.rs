@@ -138,6 +138,8 @@ impl Drop for Lane {
 #[derive(Default)]
 pub(crate) struct Register {
     live: AtomicUsize,
+    /// Buffers that are registered with io_uring now.
+    pub(crate) registered: AtomicUsize,
     /// Told when the last lane is gone.
     pub(crate) idle: Notify,
     /// Run when the last lane is gone, for a backend that has no thread of its own to do it.

@@ -12,11 +12,14 @@
 //! - `FixedBuf` is not `Send` and tied to the ring thread: it is checked out for the duration of one operation only,
 //!   while the pool's own handle for that slot waits beside it.
 
+#[cfg(test)]
+mod tests;
 mod transfer;
 
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -169,6 +172,7 @@ impl Engine {
             match registry.register() {
                 Ok(()) => {
                     self.fixed = Some(Rc::new(Fixed { registry, count, pool: self.pool.clone() }));
+                    self.register.registered.store(count, Ordering::Relaxed);
                     break;
                 }
                 Err(error) => failure = Some(error),
@@ -191,11 +195,13 @@ impl Engine {
         if !self.try_register {
             return;
         }
-        if let Some(fixed) = self.fixed.take()
-            && let Err(error) = fixed.registry.unregister()
-        {
-            tracing::debug!(%error, "idle buffers stay registered with io_uring");
-            self.fixed = Some(fixed);
+        let Some(fixed) = self.fixed.take() else { return };
+        match fixed.registry.unregister() {
+            Ok(()) => self.register.registered.store(0, Ordering::Relaxed),
+            Err(error) => {
+                tracing::debug!(%error, "idle buffers stay registered with io_uring");
+                self.fixed = Some(fixed);
+            }
         }
     }
 }

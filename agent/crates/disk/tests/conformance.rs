@@ -4,11 +4,11 @@
 #[path = "harness/shared.rs"]
 mod harness;
 
-use harness::{Capability, LoopDevice, block_on, disk_with, skip};
+use harness::{block_on, disk_with};
 use novaferry_disk::sim::{Call, CrashModel, Fault, Rule, SimDisk, When};
 use novaferry_disk::{self as disk, Backend, Disk, Options, SinkOptions, SourceOptions};
 use volume::conformance::{Dice, check_next_data, check_sink, read_all};
-use volume::{Buffer, BufferPool, ByteLen, ByteOffset, ByteRange, Content, Sink, Source, ZeroMode};
+use volume::{BufferPool, ByteLen, ByteOffset, ByteRange, Content, Sink, ZeroMode};
 
 const SIZES: [u64; 7] = [1, 511, 4096, 4097, 65_536, (1 << 20) + 513, 3 << 20];
 
@@ -82,98 +82,6 @@ fn simulated() {
             let crashed = disk.crash(CrashModel::default(), &mut Dice::new(seed));
             block_on(check_sink(&crashed, seed));
         }
-    }
-}
-
-fn check_devices(test: &str, backend: Backend) {
-    if let Some(why) = harness::missing(Capability::Loop) {
-        return skip(test, Capability::Loop, &why);
-    }
-    let Some(disk) = disk_with(test, backend, true) else { return };
-    for sector in [512_u32, 4096] {
-        // A whole number of sectors, but of pages only for one of them; and a volume smaller than the device.
-        let size = (3 << 20) + u64::from(sector);
-        let device = LoopDevice::new(size, sector);
-        for (seed, volume) in [(1, None), (2, Some(ByteLen((1 << 20) + 1000)))] {
-            let sink = disk.open_sink(device.path(), SinkOptions { size: volume, fresh: false }).unwrap();
-            println!("{test}: sector {sector} volume {volume:?} seed {seed} direct {}", sink.is_direct());
-            assert_eq!(sink.geometry().logical_block, sector);
-            assert_eq!(sink.geometry().size, volume.unwrap_or(ByteLen(size)));
-            assert_eq!(sink.content(), Content::Unknown);
-            block_on(async {
-                check_sink(&sink, seed).await;
-                check_odd_writes(&sink, seed).await;
-                assert_eq!(sink.fingerprint().await.unwrap(), None);
-            });
-        }
-    }
-}
-
-/// Writes and zeros that respect no sector.
-async fn check_odd_writes(sink: &dyn Sink, seed: u64) {
-    let mut model = read_all(sink).await;
-    let mut dice = Dice::new(seed);
-    for _ in 0..30 {
-        let start = dice.below(model.len() as u64);
-        let end = (start + 1 + dice.below(40_000)).min(model.len() as u64);
-        let place = usize::try_from(start).unwrap()..usize::try_from(end).unwrap();
-        if dice.below(2) == 0 {
-            let mode = if dice.below(2) == 0 { ZeroMode::Deallocate } else { ZeroMode::Allocate };
-            sink.zero(ByteRange { start, end }, mode).await.unwrap();
-            model[place].fill(0);
-        } else {
-            let mut buffer = Buffer::heap(place.len());
-            dice.fill(&mut buffer);
-            model[place].copy_from_slice(&buffer);
-            sink.write_at(ByteOffset(start), buffer).await.0.unwrap();
-        }
-    }
-    sink.flush().await.unwrap();
-    assert!(read_all(sink).await == model, "seed {seed}: unaligned operations went wrong");
-}
-
-#[test]
-fn uring_devices() {
-    check_devices("uring_devices", Backend::Uring);
-}
-
-#[test]
-fn plain_devices() {
-    check_devices("plain_devices", Backend::Plain);
-}
-
-#[test]
-fn a_volume_moves_between_512_and_4096_byte_sectors() {
-    let test = "a_volume_moves_between_512_and_4096_byte_sectors";
-    if let Some(why) = harness::missing(Capability::Loop) {
-        return skip(test, Capability::Loop, &why);
-    }
-    let disk = disk_with(test, Backend::Auto, true).unwrap();
-    for (from, to) in [(512_u32, 4096_u32), (4096, 512)] {
-        // 512-byte sectors allow sizes that 4096-byte ones do not; the target is then rounded up.
-        let size = (2 << 20) + u64::from(from);
-        let source = LoopDevice::new(size, from);
-        let target = LoopDevice::new(size.next_multiple_of(4096), to);
-        let mut bytes = vec![0; usize::try_from(size).unwrap()];
-        Dice::new(u64::from(from)).fill(&mut bytes);
-        std::fs::write(source.path(), &bytes).unwrap();
-        block_on(async {
-            let reader = disk.open_source(source.path(), SourceOptions::default()).unwrap();
-            let options = SinkOptions { size: Some(reader.geometry().size), fresh: false };
-            let writer = disk.open_sink(target.path(), options).unwrap();
-            let mut at = 0;
-            while at < size {
-                let mut buffer = disk.pool().acquire().await;
-                buffer.set_len(usize::try_from((size - at).min(disk::BUFFER_SIZE as u64)).unwrap());
-                let (result, buffer) = reader.read_at(ByteOffset(at), buffer).await;
-                result.unwrap();
-                let (result, buffer) = writer.write_at(ByteOffset(at), buffer).await;
-                result.unwrap();
-                at += buffer.len() as u64;
-            }
-            writer.flush().await.unwrap();
-            assert!(read_all(&writer).await == bytes, "{from} to {to} byte sectors");
-        });
     }
 }
 

@@ -5,6 +5,7 @@
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use novaferry_disk::{Backend, Disk, Options};
 
@@ -72,6 +73,12 @@ pub fn folder() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("disk-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
+/// One test at a time.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
@@ -85,17 +92,23 @@ fn run(program: &str, arguments: &[&str]) -> String {
 /// A loop device over a sparse file; both go when it is dropped.
 pub struct LoopDevice {
     path: PathBuf,
-    _folder: tempfile::TempDir,
+    folder: Option<tempfile::TempDir>,
 }
 
 impl LoopDevice {
     pub fn new(size: u64, sector: u32) -> Self {
         let folder = folder();
-        let backing = folder.path().join("backing");
-        std::fs::File::create(&backing).unwrap().set_len(size).unwrap();
+        let mut device = Self::over(&folder.path().join("backing"), size, sector);
+        device.folder = Some(folder);
+        device
+    }
+
+    /// Over a file of the caller's, which is made here and stays.
+    pub fn over(backing: &Path, size: u64, sector: u32) -> Self {
+        std::fs::File::create(backing).unwrap().set_len(size).unwrap();
         let sector = sector.to_string();
         let name = run("losetup", &["--find", "--show", "--sector-size", &sector, backing.to_str().unwrap()]);
-        Self { path: name.trim().into(), _folder: folder }
+        Self { path: name.trim().into(), folder: None }
     }
 
     pub fn path(&self) -> &Path {
@@ -112,7 +125,7 @@ impl Drop for LoopDevice {
 /// A mounted file system of its own; unmounted when dropped.
 pub struct Mount {
     folder: tempfile::TempDir,
-    _device: Option<LoopDevice>,
+    device: Option<LoopDevice>,
 }
 
 impl Mount {
@@ -121,7 +134,7 @@ impl Mount {
         let folder = folder();
         let options = format!("size={size}");
         run("mount", &["-t", "tmpfs", "-o", &options, "tmpfs", folder.path().to_str().unwrap()]);
-        Self { folder, _device: None }
+        Self { folder, device: None }
     }
 
     /// An ext4 of `size` bytes on a loop device.
@@ -131,7 +144,7 @@ impl Mount {
         run("mkfs.ext4", &["-q", "-F", &name]);
         let folder = folder();
         run("mount", &[&name, folder.path().to_str().unwrap()]);
-        Self { folder, _device: Some(device) }
+        Self { folder, device: Some(device) }
     }
 
     pub fn path(&self) -> &Path {
@@ -139,7 +152,7 @@ impl Mount {
     }
 
     pub fn device(&self) -> &Path {
-        self._device.as_ref().unwrap().path()
+        self.device.as_ref().unwrap().path()
     }
 }
 
