@@ -16,9 +16,15 @@ pub enum SessionError {
     /// A sequence beyond the window, or one that was never sent.
     #[error("the peer named sequence {} which is outside the window", .0.0)]
     Sequence(Sequence),
+    /// One sequence for two different writes.
+    #[error("the peer used sequence {} for two writes", .0.0)]
+    Reused(Sequence),
     /// More is outstanding than was granted.
     #[error("the peer has more outstanding than the {0} it was granted")]
     Window(&'static str),
+    /// A grant under which nothing can be sent.
+    #[error("the peer granted a session in which nothing can be sent ({0})")]
+    Grant(&'static str),
     /// Leaves that leave a gap, overlap or run past the end.
     #[error("the peer's leaves do not continue at extent {0}")]
     Leaves(ExtentIndex),

@@ -27,7 +27,7 @@ pub mod sender;
 pub use error::SessionError;
 pub use extents::ExtentSet;
 pub use old::OldExtent;
-pub use receiver::{Applied, Change, Receiver, ReceiverAction, ReceiverTerms};
+pub use receiver::{Applied, Change, Intake, Receiver, ReceiverAction, ReceiverTerms};
 pub use sender::{Dispatch, Outcome, Sender, SenderAction, SenderTerms};
 
 /// Payload bytes that may be unacknowledged: what is sent again after a crash is at most this. 64 MiB fills

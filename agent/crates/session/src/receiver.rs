@@ -1,5 +1,6 @@
 //! The receiving side of one attempt.
 
+mod cover;
 mod order;
 
 use std::collections::VecDeque;
@@ -73,7 +74,7 @@ pub enum Change {
 pub enum ReceiverAction {
     /// Decode, verify and write the frame of this sequence; answer with [`Receiver::handle_applied`].
     Apply(Sequence),
-    /// Throw the frame of this sequence away.
+    /// Throw the frame of this sequence, which was kept, away: a newer one took its place.
     Discard(Sequence),
     /// Make these runs of extents zero, or keep them as declared; answer with [`Receiver::handle_range_applied`].
     ApplyRange {
@@ -81,7 +82,7 @@ pub enum ReceiverAction {
         sequence: Sequence,
         /// What they are.
         kind: RangeKind,
-        /// Ascending, disjoint runs.
+        /// Ascending, disjoint runs; none when everything in it is newer already.
         runs: Vec<Run>,
     },
     /// Describe what the target holds from this extent on; answer with [`Receiver::handle_declared`].
@@ -98,6 +99,16 @@ pub enum ReceiverAction {
     Commit(Vec<Change>),
     /// Compute the root, compare, finalise, sign; answer with [`Receiver::handle_sealed`].
     Finish(Seal),
+}
+
+/// What the driver does with a frame that arrived.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Intake {
+    /// Keep it under its sequence until [`ReceiverAction::Apply`] or [`ReceiverAction::Discard`] names it.
+    Kept,
+    /// Drop it: a duplicate, out of date, or the session is being drained. An older copy that is kept stays.
+    Dropped,
 }
 
 /// What applying a frame came to.
@@ -145,6 +156,8 @@ pub struct Receiver {
     grant: Grant,
     state: State,
     settled: ExtentSet,
+    /// Every extent below this one is settled.
+    settled_below: u64,
     order: Order,
     batch: Batch,
     committing: Option<Batch>,
@@ -174,11 +187,13 @@ impl Receiver {
             }
         }
         let settled = if grant.resumed { durable } else { ExtentSet::new(size.extents()) };
+        let settled_below = settled.first_missing(0);
         Self {
             size,
             grant,
             state: State::Streaming,
             settled,
+            settled_below,
             order: Order::new(grant.first_sequence, grant.window_frames),
             batch: Batch::default(),
             committing: None,
@@ -213,27 +228,46 @@ impl Receiver {
 
     // === inputs ===
 
-    /// An extent frame arrived; the driver keeps it under its sequence until it is told to apply or discard it.
-    pub fn handle_extent(&mut self, head: &ExtentHead) -> Result<(), SessionError> {
+    /// An extent frame arrived.
+    pub fn handle_extent(&mut self, head: &ExtentHead) -> Result<Intake, SessionError> {
         head.check(self.size)?;
-        if self.state != State::Streaming {
-            return Err(SessionError::Unexpected(wire::Tag::Extent));
-        }
         if self.draining {
-            self.actions.push_back(ReceiverAction::Discard(head.sequence));
-            return Ok(());
+            return Ok(Intake::Dropped);
         }
         self.order.raise_floor(head.floor, head.sequence)?;
-        match self.order.extent_arrived(head.sequence.0, head.extent.0) {
+        let arrival = self.order.extent_arrived(head.sequence.0, head.extent.0)?;
+        // What a dead lane held back may come after the seal; then it is out of date, or it was not all settled.
+        let streaming = self.state == State::Streaming;
+        match arrival {
+            Arrival::Start | Arrival::Wait { .. } if !streaming => {
+                return Err(SessionError::Unexpected(wire::Tag::Extent));
+            }
             Arrival::Start => self.actions.push_back(ReceiverAction::Apply(head.sequence)),
             Arrival::Wait { replaced } => {
                 if let Some(replaced) = replaced {
                     self.actions.push_back(ReceiverAction::Discard(Sequence(replaced)));
                 }
             }
-            Arrival::Stale => self.actions.push_back(ReceiverAction::Discard(head.sequence)),
+            Arrival::Late => {
+                if streaming {
+                    self.settle_late(head.sequence);
+                }
+                return Ok(Intake::Dropped);
+            }
+            Arrival::Stale => return Ok(Intake::Dropped),
         }
-        Ok(())
+        Ok(Intake::Kept)
+    }
+
+    /// Acknowledges a frame that came after a newer one was written: with it, or at once if that is durable.
+    fn settle_late(&mut self, sequence: Sequence) {
+        if self.batch.since.is_some() {
+            self.batch.sequences.push(sequence.0);
+        } else if let Some(committing) = &mut self.committing {
+            committing.sequences.push(sequence.0);
+        } else {
+            self.transmits.push_back(Control::Ack(Ack { runs: vec![Run { first: sequence.0, count: 1 }] }));
+        }
     }
 
     /// A control frame came in.
@@ -280,7 +314,9 @@ impl Receiver {
             return Ok(());
         }
         self.order.raise_floor(mark.floor, mark.sequence)?;
-        self.order.range_arrived(mark);
+        for replaced in self.order.range_arrived(mark)? {
+            self.actions.push_back(ReceiverAction::Discard(Sequence(replaced)));
+        }
         self.start_ranges();
         Ok(())
     }
@@ -296,7 +332,7 @@ impl Receiver {
     /// # Panics
     /// When the sequence was not being applied: a fault of the driver.
     pub fn handle_applied(&mut self, now: Duration, sequence: Sequence, applied: Applied, bytes: u64) {
-        let done = self.order.extent_done(sequence.0);
+        let done = self.order.extent_done(sequence.0, matches!(applied, Applied::Written(_)));
         match applied {
             Applied::Written(ids) => {
                 self.uncommitted(now, bytes);
@@ -321,17 +357,18 @@ impl Receiver {
     /// # Panics
     /// When the sequence was not being applied: a fault of the driver.
     pub fn handle_range_applied(&mut self, now: Duration, sequence: Sequence) {
-        let (kind, runs) = self.order.range_done(sequence.0);
+        let done = self.order.range_done(sequence.0);
         self.uncommitted(now, 0);
-        for run in runs {
+        for run in done.runs {
             let (first, count) = (ExtentIndex(run.first), run.count);
-            self.batch.changes.push(match kind {
+            self.batch.changes.push(match done.kind {
                 RangeKind::Zero => Change::Zero { first, count },
                 RangeKind::Same => Change::Same { first, count },
             });
         }
         self.batch.sequences.push(sequence.0);
-        for next in self.order.released() {
+        self.batch.sequences.extend(done.superseded);
+        for next in done.next {
             self.actions.push_back(ReceiverAction::Apply(Sequence(next)));
         }
         self.start_ranges();
@@ -341,6 +378,10 @@ impl Receiver {
     /// Answers [`ReceiverAction::Declare`] with consecutive runs that start where it asked.
     pub fn handle_declared(&mut self, held: Vec<Held>) {
         self.declaring = false;
+        // Once the seal has come nobody compares any more.
+        if self.state != State::Streaming {
+            return;
+        }
         for held in held {
             let first = ExtentIndex(self.declare_next).first_chunk();
             let chunks = match &held {
@@ -371,6 +412,7 @@ impl Receiver {
                 }
             }
         }
+        self.settled_below = self.settled.first_missing(self.settled_below);
         batch.sequences.sort_unstable();
         let mut runs: Vec<Run> = Vec::new();
         for sequence in batch.sequences {
@@ -408,7 +450,7 @@ impl Receiver {
         let extents = self.settled.extents();
         let may = self.grant.leaves && !self.declaring && !self.draining && self.state == State::Streaming;
         if may && self.declare_next < extents {
-            let ahead = self.settled.first_missing(0).saturating_add(DECLARE_AHEAD).min(extents);
+            let ahead = self.settled_below.saturating_add(DECLARE_AHEAD).min(extents);
             if self.declare_next < ahead {
                 self.declaring = true;
                 let count = (ahead - self.declare_next).min(DECLARE_AT_ONCE);

@@ -6,15 +6,18 @@ use std::time::Duration;
 use volume::{ByteLen, ByteRange, ChunkId, EXTENT, ExtentIndex, Sequence};
 use wire::{Control, Grant, PageQuery, PageSums, RangeKind, RangeMark, Run, Seal, Sealed};
 
-use crate::SPAN_PER_FRAME;
 use crate::error::SessionError;
 use crate::extents::ExtentSet;
 use crate::old::{OldContent, OldExtent};
 use crate::receiver::{Change, DECLARE_AHEAD};
+use crate::{SPAN_PER_FRAME, WINDOW_FRAMES};
 
 /// Longest time without any acknowledgement while something is in flight. Longer than the tunnel's idle timeout, so
 /// that a dead link is reported as such; this catches a receiver that lives but whose storage hangs.
 pub const STALL: Duration = Duration::from_secs(60);
+
+/// Highest first sequence that a grant may name: half of all, so that none is left to run out.
+const LAST_FIRST_SEQUENCE: u64 = u64::MAX / 2;
 
 /// What the sender starts an attempt with.
 #[derive(Debug)]
@@ -134,7 +137,8 @@ pub struct Sender {
     state: State,
     grant: Grant,
     max_work: usize,
-    remembered: Option<ExtentSet>,
+    /// While resuming: what we remember, and what the receiver announced so far.
+    resuming: Option<(ExtentSet, ExtentSet)>,
     settled: ExtentSet,
     cursor: u64,
     data: Data,
@@ -155,16 +159,26 @@ pub struct Sender {
 
 impl Sender {
     /// Starts an attempt.
-    #[must_use]
-    pub fn new(now: Duration, terms: SenderTerms) -> Self {
-        let SenderTerms { size, grant, remembered, max_work } = terms;
+    ///
+    /// # Errors
+    /// When nothing can be sent under the grant.
+    pub fn new(now: Duration, terms: SenderTerms) -> Result<Self, SessionError> {
+        let SenderTerms { size, mut grant, remembered, max_work } = terms;
         let extents = size.extents();
-        Self {
+        if grant.window_frames == 0 {
+            return Err(SessionError::Grant("no frame in the window"));
+        }
+        if grant.first_sequence.0 > LAST_FIRST_SEQUENCE {
+            return Err(SessionError::Grant("no sequences left"));
+        }
+        // Each frame in flight costs memory here, whatever the receiver can take.
+        grant.window_frames = grant.window_frames.min(WINDOW_FRAMES);
+        Ok(Self {
             size,
             state: if grant.resumed { State::Resuming } else { State::Streaming },
             grant,
             max_work: max_work.max(1),
-            remembered: Some(remembered),
+            resuming: grant.resumed.then(|| (remembered, ExtentSet::new(extents))),
             settled: ExtentSet::new(extents),
             cursor: 0,
             data: Data::Ask,
@@ -180,7 +194,7 @@ impl Sender {
             transmits: VecDeque::new(),
             progress_at: now,
             draining: false,
-        }
+        })
     }
 
     // === getters ===
@@ -217,14 +231,17 @@ impl Sender {
         match (frame, self.state) {
             (Control::Durable(durable), State::Resuming) => {
                 if let Some(past) = durable.runs.last()
-                    && past.first + past.count > self.settled.extents()
+                    && past.first.saturating_add(past.count) > self.settled.extents()
                 {
                     return Err(SessionError::PastEnd);
                 }
-                durable.runs.iter().for_each(|run| self.settled.insert_run(run.first, run.count));
+                if let Some((_, announced)) = &mut self.resuming {
+                    durable.runs.iter().for_each(|run| announced.insert_run(run.first, run.count));
+                }
                 if durable.last {
-                    if let Some(remembered) = self.remembered.take() {
-                        self.settled.intersect(&remembered);
+                    if let Some((remembered, mut announced)) = self.resuming.take() {
+                        announced.intersect(&remembered);
+                        self.settled = announced;
                     }
                     self.state = State::Streaming;
                 }
@@ -232,8 +249,11 @@ impl Sender {
             (Control::Known(known), State::Resuming | State::Streaming) if self.grant.known => {
                 self.actions.push_back(SenderAction::Learn(known.tags));
             }
-            (Control::Leaves(leaves), State::Resuming | State::Streaming) if self.grant.leaves => {
+            // Zeros are sent without waiting for leaves, so that some may come when all is settled.
+            (Control::Known(_), _) if self.grant.known => {}
+            (Control::Leaves(leaves), _) if self.grant.leaves => {
                 self.old.declare(leaves)?;
+                self.old.forget_below(self.cursor);
                 if self.old.len() as u64 > 2 * DECLARE_AHEAD {
                     return Err(SessionError::Window("leaves ahead"));
                 }
@@ -246,7 +266,8 @@ impl Sender {
                 self.work.insert(sums.extent.0, Work::Scanning);
                 self.actions.push_back(SenderAction::Encode(sums));
             }
-            (Control::Ack(ack), State::Streaming) => {
+            // What a dead lane delivered late is acknowledged late.
+            (Control::Ack(ack), State::Streaming | State::Finishing | State::Sealing | State::Done) => {
                 self.progress_at = now;
                 for run in &ack.runs {
                     self.acknowledge(*run)?;
@@ -254,12 +275,17 @@ impl Sender {
             }
             (Control::Need(need), State::Streaming) => {
                 self.progress_at = now;
+                if need.sequence.0 >= self.next_sequence {
+                    return Err(SessionError::Sequence(need.sequence));
+                }
                 match self.flight.remove(&need.sequence.0) {
                     Some(Flight::Extent { extent, bytes, .. }) if extent == need.extent.0 => {
                         self.in_flight_bytes -= bytes;
                         self.again.insert(extent, true);
                     }
-                    _ => return Err(SessionError::Sequence(need.sequence)),
+                    Some(_) => return Err(SessionError::Sequence(need.sequence)),
+                    // Given up when its lane died: it is on its way again already.
+                    None => {}
                 }
             }
             (Control::Sealed(sealed), State::Sealing) => {
@@ -277,12 +303,12 @@ impl Sender {
     }
 
     fn acknowledge(&mut self, run: Run) -> Result<(), SessionError> {
-        if run.first + run.count > self.next_sequence {
-            return Err(SessionError::Sequence(Sequence(run.first + run.count - 1)));
+        let end = run.first.saturating_add(run.count);
+        if end > self.next_sequence {
+            return Err(SessionError::Sequence(Sequence(end - 1)));
         }
         // Sequences that are not in flight were given up when their lane died: their second sending settles them.
-        let sequences: Vec<u64> =
-            self.flight.range(run.first..run.first + run.count).map(|(sequence, _)| *sequence).collect();
+        let sequences: Vec<u64> = self.flight.range(run.first..end).map(|(sequence, _)| *sequence).collect();
         for sequence in sequences {
             let change = match self.flight.remove(&sequence) {
                 Some(Flight::Extent { extent, ids, bytes, .. }) => {
@@ -417,14 +443,17 @@ impl Sender {
     }
 
     /// The next control frame to send.
-    pub fn poll_transmit(&mut self) -> Option<Control> {
+    pub fn poll_transmit(&mut self, now: Duration) -> Option<Control> {
         if let Some(frame) = self.transmits.pop_front() {
             return Some(frame);
         }
-        if !self.has_frame_room() {
+        if self.draining || !self.has_frame_room() {
             return None;
         }
         let (kind, first, count) = self.marks.pop_front()?;
+        if self.flight.is_empty() {
+            self.progress_at = now;
+        }
         let sequence = self.take_sequence();
         let floor = self.floor(sequence);
         self.flight.insert(sequence.0, Flight::Range { kind, first, count });
@@ -433,6 +462,9 @@ impl Sender {
 
     /// The next extent to send. Call only while the data queue has room: the sequence is used up.
     pub fn poll_send(&mut self, now: Duration) -> Option<Dispatch> {
+        if self.draining {
+            return None;
+        }
         let extent = *self.ready.front()?;
         let Some(Work::Ready { wire_len, .. }) = self.work.get(&extent) else {
             self.ready.pop_front();
