@@ -222,6 +222,10 @@ impl Error {
             Some(range) => error.at(range),
             None => error,
         };
+        let error = match &self {
+            Self::Lost { .. } => error.advise("the connection to it was lost: find out why its server ended"),
+            _ => error,
+        };
         error.caused_by(self)
     }
 }

@@ -324,9 +324,11 @@ pub fn findings(info: &ImageInfo, drop_snapshots: bool) -> Vec<Finding> {
     }
     if let Some(file) = &info.data_file {
         add(
-            false,
-            format!("the data is in an external file ({file}); the copy holds it in the image"),
-            "check that this file name is one you expect the image to read",
+            true,
+            format!(
+                "the data is in another file that the image names ({file}), which may be any file of this host"
+            ),
+            "copy that file as a raw volume, or bring the image into one file with qemu-img convert first",
         );
     }
     let guessed: Vec<&str> = info
@@ -343,6 +345,19 @@ pub fn findings(info: &ImageInfo, drop_snapshots: bool) -> Vec<Finding> {
                 names(guessed)
             ),
             "record it with qemu-img rebase -u -F FORMAT -b FILE IMAGE",
+        );
+    }
+    let elsewhere: Vec<&str> = info
+        .backing
+        .iter()
+        .map(|image| image.filename.as_str())
+        .filter(|name| !name.starts_with('/'))
+        .collect();
+    if !elsewhere.is_empty() {
+        add(
+            true,
+            format!("backing files are no local files: \"{}\"", names(elsewhere)),
+            "bring the image into one file with qemu-img convert first",
         );
     }
     if info.corrupt {

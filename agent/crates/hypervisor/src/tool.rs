@@ -52,28 +52,29 @@ pub(crate) async fn run(
     let mut said = Tail::default();
     let work = async {
         let mut stdout = stdout.take(limit as u64 + 1);
-        let (read, ()) = tokio::join!(stdout.read_to_end(&mut out), said.follow(stderr));
-        read?;
-        if out.len() > limit {
-            return Ok(None);
-        }
-        child.wait().await.map(Some)
+        let read = async {
+            stdout.read_to_end(&mut out).await.map_err(system)?;
+            // Before it is waited for: it may be blocked on the output that nobody reads any more.
+            if out.len() > limit {
+                return Err(Error::ToolOutput { program, why: format!("more than {limit} bytes") });
+            }
+            Ok(())
+        };
+        let follow = async {
+            said.follow(stderr).await;
+            Ok(())
+        };
+        tokio::try_join!(read, follow)?;
+        child.wait().await.map_err(system)
     };
-    let ended = tokio::time::timeout(timeout, work).await;
-    let status = match ended {
-        Ok(status) => status.map_err(system)?,
-        Err(_) => {
+    let late = || Err(Error::ToolTimeout { program, seconds: timeout.as_secs() });
+    match tokio::time::timeout(timeout, work).await.ok().unwrap_or_else(late) {
+        Ok(status) if status.success() => Ok(out),
+        Ok(status) => Err(failed(program, status, said.text())),
+        Err(error) => {
             child.kill().await.map_err(system)?;
-            return Err(Error::ToolTimeout { program, seconds: timeout.as_secs() });
+            Err(error)
         }
-    };
-    match status {
-        None => {
-            child.kill().await.map_err(system)?;
-            Err(Error::ToolOutput { program, why: format!("more than {limit} bytes") })
-        }
-        Some(status) if status.success() => Ok(out),
-        Some(status) => Err(failed(program, status, said.text())),
     }
 }
 
@@ -167,6 +168,25 @@ mod tests {
         tail.push(b"why\nthen\x1b[2J");
         assert_eq!(tail.0.len(), MAX_STDERR);
         assert!(tail.text().ends_with("xwhy then [2J"));
+    }
+
+    #[test]
+    fn a_missing_program_is_said_to_be() {
+        let error = find("novaferry-absent-program").unwrap_err();
+        assert!(matches!(error, Error::ToolMissing { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn output_and_time_are_bounded() {
+        let forever = Duration::from_secs(60);
+        let error = run("yes", &[], 1000, forever).await.unwrap_err();
+        assert!(matches!(error, Error::ToolOutput { .. }), "{error}");
+        let error = run("sleep", &["60".into()], 1000, Duration::from_millis(1)).await.unwrap_err();
+        assert!(matches!(error, Error::ToolTimeout { .. }), "{error}");
+        let script = ["-c".into(), "echo out; echo why >&2; exit 3".into()];
+        let error = run("sh", &script, 1000, forever).await.unwrap_err();
+        assert!(matches!(&error, Error::ToolFailed { stderr, .. } if stderr == "why"), "{error}");
+        assert_eq!(run("echo", &["x".into()], 2, forever).await.unwrap(), b"x\n");
     }
 
     #[test]

@@ -244,7 +244,7 @@ async fn snapshots_encryption_and_data_files_are_findings() {
     run("qemu-img", ["create", "-q", "-f", "qcow2", "-o", &file, &data, "1M"]);
     let info = look(data).await;
     assert!(info.data_file.is_some());
-    assert_eq!(qemu_img::findings(&info, false).len(), 1);
+    assert!(qemu_img::findings(&info, true)[0].blocking, "it may name any file of the host");
 }
 
 #[tokio::test]
@@ -378,6 +378,45 @@ async fn a_killed_server_fails_every_outstanding_request() {
     assert!(error.to_string().contains("signal: 9"), "{error}");
     export = Exporter::writable(&path, "qcow2").start().await.unwrap();
     assert!(export.ended().unwrap().is_none());
+}
+
+/// Set for the process that [`an_agent_that_is_killed_leaves_no_server`] starts.
+const HOLDER: &str = "NOVAFERRY_TEST_HOLD_IMAGE";
+
+/// Not a test by itself: holds an export, says so, and waits to be killed.
+#[tokio::test]
+async fn holder() {
+    let Some(path) = std::env::var_os(HOLDER) else { return };
+    let export = Exporter::read_only(Path::new(&path), "raw").start().await.unwrap();
+    let process = export.process_id().unwrap();
+    std::fs::write(Path::new(&path).with_extension("pid"), process.to_string()).unwrap();
+    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
+    std::future::pending::<()>().await;
+}
+
+#[test]
+fn an_agent_that_is_killed_leaves_no_server() {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+    if !have_qemu("an_agent_that_is_killed_leaves_no_server") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = raw(folder.path(), "disk.raw", &[1; 4096]);
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "holder"])
+        .env(HOLDER, &path)
+        .env("TMPDIR", folder.path())
+        .status()
+        .unwrap();
+    assert!(!status.success(), "killed");
+    let process = std::fs::read_to_string(path.with_extension("pid")).unwrap();
+    // Gone already, or about to end: a pidfd becomes readable then.
+    if let Ok(server) = pidfd_open(Pid::from_raw(process.parse().unwrap()).unwrap(), PidfdFlags::empty()) {
+        let mut ended = [PollFd::new(&server, PollFlags::IN)];
+        let limit = Timespec { tv_sec: 30, tv_nsec: 0 };
+        assert_eq!(poll(&mut ended, Some(&limit)).unwrap(), 1, "qemu-nbd ends without its client");
+    }
 }
 
 #[tokio::test]

@@ -23,13 +23,25 @@ fn a_guessed_backing_format_and_corruption_block() {
 #[test]
 fn an_encrypted_image_below_counts() {
     let json = r#"[
-      {"virtual-size": 512, "filename": "a", "format": "qcow2", "backing-filename": "b", "backing-filename-format": "luks"},
-      {"virtual-size": 512, "filename": "b", "format": "luks", "encrypted": true,
+      {"virtual-size": 512, "filename": "/a", "format": "qcow2", "backing-filename": "b", "backing-filename-format": "luks"},
+      {"virtual-size": 512, "filename": "/b", "format": "luks", "encrypted": true,
        "format-specific": {"type": "luks", "data": {"cipher-alg": "aes-256", "slots": []}}}
     ]"#;
     let info = parse_info(json.as_bytes(), "qcow2").unwrap();
     assert_eq!(info.encryption.as_deref(), Some("luks"));
     assert!(findings(&info, true)[0].blocking);
+}
+
+#[test]
+fn a_backing_file_elsewhere_blocks() {
+    let json = r#"[
+      {"virtual-size": 512, "filename": "/a", "format": "qcow2", "backing-filename": "nbd://h/", "backing-filename-format": "raw"},
+      {"virtual-size": 512, "filename": "nbd://h:10809", "format": "raw"}
+    ]"#;
+    let [finding] = &findings(&parse_info(json.as_bytes(), "qcow2").unwrap(), true)[..] else {
+        panic!("one")
+    };
+    assert!(finding.blocking && finding.what.contains("nbd://h"));
 }
 
 #[test]
