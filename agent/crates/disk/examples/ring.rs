@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use novaferry_disk::{BUFFER_SIZE, Backend, Disk, Options, SourceOptions};
 use tokio::task::JoinSet;
-use volume::{BufferPool, ByteLen, ByteOffset, Sink, Source, VolumeError};
+use volume::{ByteLen, ByteOffset, Sink, Source, VolumeError};
 
 /// CPU time of this process in seconds: utime and stime of /proc/self/stat, in ticks of 10 ms.
 fn cpu_seconds() -> f64 {

@@ -18,6 +18,8 @@ pub enum Capability {
     Loop,
     /// Root alone.
     Root,
+    /// QEMU's command-line tools.
+    Qemu,
 }
 
 impl Capability {
@@ -26,6 +28,7 @@ impl Capability {
             Self::Uring => "uring",
             Self::Loop => "loop",
             Self::Root => "root",
+            Self::Qemu => "qemu",
         }
     }
 }
@@ -49,6 +52,9 @@ pub fn missing(capability: Capability) -> Option<String> {
             Disk::start(&options).err().map(|error| format!("{error}"))
         }
         Capability::Root => (!rustix::process::geteuid().is_root()).then(|| "needs root".into()),
+        Capability::Qemu => {
+            Command::new("qemu-io").arg("--version").output().err().map(|error| format!("qemu-io: {error}"))
+        }
         Capability::Loop => missing(Capability::Root)
             .or_else(|| (!Path::new("/dev/loop-control").exists()).then(|| "no /dev/loop-control".into()))
             .or_else(|| {
