@@ -27,7 +27,6 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_uring::buf::fixed::FixedBufRegistry;
 use tokio_uring::fs::File;
-use volume::Buffer;
 
 use crate::pool::Pool;
 use crate::request::{Access, Register, Request};
@@ -103,9 +102,9 @@ async fn first_answer() -> io::Result<()> {
 struct Engine {
     pool: Pool,
     register: Arc<Register>,
-    /// Registered buffers, and whether registering may (still) be tried.
     fixed: Option<Rc<Fixed>>,
-    try_register: bool,
+    /// How many buffers to register when there is work: fewer after the system refused more.
+    most: usize,
 }
 
 /// The registered part of the pool: its slots `0..count`.
@@ -117,7 +116,7 @@ pub(crate) struct Fixed {
 
 impl Engine {
     fn new(pool: Pool, registered: bool, register: Arc<Register>) -> Self {
-        Self { pool, register, fixed: None, try_register: registered }
+        Self { most: if registered { pool.capacity() } else { 0 }, pool, register, fixed: None }
     }
 
     async fn run(mut self, mut inbox: mpsc::Receiver<Request>) {
@@ -130,7 +129,7 @@ impl Engine {
                 () = register.idle.notified() => self.idle(),
                 request = next(&mut inbox, &depth) => {
                     let Some((request, permit)) = request else { break };
-                    if self.try_register && self.fixed.is_none() {
+                    if self.fixed.is_none() && self.most > 0 {
                         self.register_buffers();
                     }
                     let fixed = self.fixed.clone();
@@ -156,6 +155,9 @@ impl Engine {
     fn idle(&mut self) {
         if self.register.is_idle() {
             self.unregister();
+        }
+        // Never under a registration: the kernel would go on using the pages that the slots no longer map.
+        if self.register.is_idle() && self.fixed.is_none() {
             self.pool.trim();
         }
     }
@@ -163,27 +165,26 @@ impl Engine {
     /// Registers as much of the pool as the limit on locked memory allows. Registering pins the pages, which is why
     /// it waits for the first operation.
     fn register_buffers(&mut self) {
-        let all = self.pool.capacity();
-        let mut count = all;
         let mut failure = None;
-        while count > 0 {
-            let slots = (0..count).map(|index| RegisteredSlot::new(Arc::clone(self.pool.shared()), index));
+        while self.most > 0 {
+            let slots =
+                (0..self.most).map(|index| RegisteredSlot::new(Arc::clone(self.pool.shared()), index));
             let registry = FixedBufRegistry::new(slots);
             match registry.register() {
                 Ok(()) => {
-                    self.fixed = Some(Rc::new(Fixed { registry, count, pool: self.pool.clone() }));
-                    self.register.registered.store(count, Ordering::Relaxed);
+                    let fixed = Fixed { registry, count: self.most, pool: self.pool.clone() };
+                    self.fixed = Some(Rc::new(fixed));
+                    self.register.registered.store(self.most, Ordering::Relaxed);
                     break;
                 }
                 Err(error) => failure = Some(error),
             }
-            count /= 2;
+            self.most /= 2;
         }
-        self.try_register = failure.is_none();
+        // Once: later attempts ask for no more than what worked.
         if let Some(error) = failure {
-            // Once: `try_register` is off now, and what was registered stays for the life of the ring.
             tracing::warn!(
-                %error, registered = count, buffers = all,
+                %error, registered = self.most, buffers = self.pool.capacity(),
                 "not all I/O buffers could be registered with io_uring, which costs some CPU; raise LimitMEMLOCK \
                  (RLIMIT_MEMLOCK) of this process"
             );
@@ -191,10 +192,6 @@ impl Engine {
     }
 
     fn unregister(&mut self) {
-        // A partial registration is kept: trying again would only fail and warn again.
-        if !self.try_register {
-            return;
-        }
         let Some(fixed) = self.fixed.take() else { return };
         match fixed.registry.unregister() {
             Ok(()) => self.register.registered.store(0, Ordering::Relaxed),
@@ -215,31 +212,33 @@ async fn next(
     Some((inbox.recv().await?, permit))
 }
 
-async fn perform(mut request: Request, fixed: Option<&Fixed>) {
+async fn perform(request: Request, fixed: Option<&Fixed>) {
     // A duplicate for this operation only (a microsecond), because tokio-uring closes what it is given: so the file is
     // closed the moment its volume is dropped, and does not look open for writing to the next who asks.
     let file = match request.file().try_clone() {
         Ok(file) => File::from_std(file),
         Err(error) => return request.answer(Err(error)),
     };
-    let result = match &mut request {
-        Request::Flush(_) => loop {
-            match file.sync_data().await {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => break result,
-            }
-        },
-        Request::Transfer(transfer) => {
-            let buffer = std::mem::replace(&mut transfer.buffer, Buffer::heap(0));
-            let (span, at) = (transfer.span.clone(), transfer.at);
-            let (result, buffer) = match transfer.access {
+    match request {
+        Request::Flush(flush) => {
+            let result = loop {
+                match file.sync_data().await {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    result => break result,
+                }
+            };
+            drop(file);
+            flush.answer(result);
+        }
+        Request::Transfer(mut request) => {
+            let (buffer, span, at) = (request.buffer, request.span.clone(), request.at);
+            let result;
+            (result, request.buffer) = match request.access {
                 Access::Read => transfer::read(&file, fixed, buffer, span, at).await,
                 Access::Write => transfer::write(&file, fixed, buffer, span, at).await,
             };
-            transfer.buffer = buffer;
-            result
+            drop(file);
+            request.answer(result);
         }
-    };
-    drop(file);
-    request.answer(result);
+    }
 }
