@@ -57,7 +57,8 @@ struct State {
     fired: u64,
     stalls: u64,
     poisoned: bool,
-    events: Option<Vec<Event>>,
+    /// The medium when recording began, and everything since.
+    record: Option<(Vec<u8>, Vec<Event>)>,
 }
 
 impl SimDisk {
@@ -88,7 +89,7 @@ impl SimDisk {
             fired: 0,
             stalls: 0,
             poisoned: false,
-            events: None,
+            record: None,
         };
         Self {
             name: format!("simulated disk {seed}"),
@@ -113,10 +114,15 @@ impl SimDisk {
         self
     }
 
-    /// Keeps a [`History`] of every change from here on.
+    /// Keeps a [`History`] of every change from here on. Lies are not in it: it holds what the disk truly took.
     #[must_use]
     pub fn recording(self) -> Self {
-        self.state().events = Some(Vec::new());
+        {
+            let mut state = self.state();
+            let base = state.medium.clone();
+            let pending = state.log.iter().cloned().map(Event::Change).collect();
+            state.record = Some((base, pending));
+        }
         self
     }
 
@@ -192,8 +198,8 @@ impl SimDisk {
     #[must_use]
     pub fn history(&self) -> Option<History> {
         let state = self.state();
-        let events = state.events.clone()?;
-        Some(History::new(usize_of(self.size), events))
+        let (base, events) = state.record.clone()?;
+        Some(History::new(base, events))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -352,14 +358,14 @@ impl State {
 
     fn take(&mut self, change: Change) {
         change.apply(&mut self.view);
-        if self.events.is_some() {
+        if self.record.is_some() {
             self.record(Event::Change(change.clone()));
         }
         self.log.push(change);
     }
 
     fn record(&mut self, event: Event) {
-        if let Some(events) = &mut self.events {
+        if let Some((_, events)) = &mut self.record {
             events.push(event);
         }
     }

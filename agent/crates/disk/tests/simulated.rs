@@ -197,7 +197,9 @@ fn overlapping_writes_reorder_only_when_asked() {
 
 #[test]
 fn history_yields_every_state_of_every_moment() {
-    let disk = SimDisk::new(ByteLen(4096), 1).recording();
+    let mut base = vec![0; 4096];
+    base[4095] = 9;
+    let disk = SimDisk::holding(base, 1).recording();
     write(&disk, 0, 512, 1).unwrap();
     write(&disk, 512, 512, 2).unwrap();
     flush(&disk).unwrap();
@@ -218,5 +220,6 @@ fn history_yields_every_state_of_every_moment() {
     for moment in 0..history.moments() {
         let state = history.crash_at(moment, CrashModel { sector: 4096, reorder: true }, &mut dice);
         assert!(moment < 3 || state.view()[512] == 2);
+        assert_eq!(state.view()[4095], 9, "what was there before stays");
     }
 }

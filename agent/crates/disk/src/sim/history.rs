@@ -142,13 +142,13 @@ pub(super) fn crash(mut medium: Vec<u8>, pending: &[&Change], model: CrashModel,
 /// device mapper keeps. From it comes the state of the disk after a crash at any moment of the run.
 #[derive(Clone, Debug)]
 pub struct History {
-    size: usize,
+    base: Vec<u8>,
     events: Vec<Event>,
 }
 
 impl History {
-    pub(super) fn new(size: usize, events: Vec<Event>) -> Self {
-        Self { size, events }
+    pub(super) fn new(base: Vec<u8>, events: Vec<Event>) -> Self {
+        Self { base, events }
     }
 
     /// Moments to crash at: before the first event, and after each.
@@ -163,9 +163,9 @@ impl History {
         self.events[..moment].iter().filter(|event| matches!(event, Event::Flush)).count()
     }
 
-    /// The pending changes at `moment`, after all that was durable by then was applied to zeros.
+    /// The pending changes at `moment`, beside the medium with all that was durable by then.
     fn at(&self, moment: usize) -> (Vec<u8>, Vec<&Change>) {
-        let mut medium = vec![0; self.size];
+        let mut medium = self.base.clone();
         let mut pending: Vec<&Change> = Vec::new();
         for event in &self.events[..moment] {
             match event {
@@ -176,7 +176,7 @@ impl History {
         (medium, pending)
     }
 
-    /// A disk that could be found after a crash at `moment` of a run that began with a disk of zeros.
+    /// A disk that could be found after a crash at `moment` of the run.
     ///
     /// # Panics
     /// When `moment` is not below [`History::moments`].
