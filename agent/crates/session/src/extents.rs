@@ -125,7 +125,12 @@ impl ExtentSet {
 
     /// The set as ascending runs.
     pub fn runs(&self) -> impl Iterator<Item = Run> + '_ {
-        let mut at = 0;
+        self.runs_from(0)
+    }
+
+    /// The part of the set at and after `from` as ascending runs.
+    pub fn runs_from(&self, from: u64) -> impl Iterator<Item = Run> + '_ {
+        let mut at = from;
         std::iter::from_fn(move || {
             let first = self.first_present(at);
             if first >= self.extents {

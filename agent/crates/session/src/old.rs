@@ -69,7 +69,7 @@ impl OldContent {
         if extent >= self.declared {
             return None;
         }
-        // What was forgotten is unknown again: an extent that is sent twice goes in full the second time.
+        // What was forgotten is unknown again.
         match self.runs.range(..=extent).next_back() {
             Some((first, (count, old))) if extent - first < *count => Some(old),
             _ => Some(&OldExtent::Unknown),

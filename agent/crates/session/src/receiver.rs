@@ -161,6 +161,8 @@ pub struct Receiver {
     order: Order,
     batch: Batch,
     committing: Option<Batch>,
+    /// Durable extents are announced up to here; `None` when they all are.
+    announced: Option<u64>,
     declare_next: u64,
     declaring: bool,
     queries: usize,
@@ -174,18 +176,6 @@ impl Receiver {
     #[must_use]
     pub fn new(terms: ReceiverTerms) -> Self {
         let ReceiverTerms { size, grant, durable } = terms;
-        let mut transmits = VecDeque::new();
-        if grant.resumed {
-            let runs: Vec<Run> = durable.runs().collect();
-            let mut parts = runs.chunks(MAX_RUNS).peekable();
-            if parts.peek().is_none() {
-                transmits.push_back(Control::Durable(Durable { runs: Vec::new(), last: true }));
-            }
-            while let Some(part) = parts.next() {
-                let last = parts.peek().is_none();
-                transmits.push_back(Control::Durable(Durable { runs: part.to_vec(), last }));
-            }
-        }
         let settled = if grant.resumed { durable } else { ExtentSet::new(size.extents()) };
         let settled_below = settled.first_missing(0);
         Self {
@@ -201,7 +191,8 @@ impl Receiver {
             declaring: false,
             queries: 0,
             actions: VecDeque::new(),
-            transmits,
+            announced: grant.resumed.then_some(0),
+            transmits: VecDeque::new(),
             draining: false,
         }
     }
@@ -462,6 +453,9 @@ impl Receiver {
 
     /// The next control frame to send.
     pub fn poll_transmit(&mut self) -> Option<Control> {
+        if let Some(from) = self.announced {
+            return Some(Control::Durable(self.announce(from)));
+        }
         self.transmits.pop_front()
     }
 
@@ -475,6 +469,15 @@ impl Receiver {
     }
 
     // === inside ===
+
+    /// The next part of what is durable: of a large volume it would be too much to hold it all as runs.
+    fn announce(&mut self, from: u64) -> Durable {
+        let runs: Vec<Run> = self.settled.runs_from(from).take(MAX_RUNS).collect();
+        let end = runs.last().map_or_else(|| self.settled.extents(), |run| run.first + run.count);
+        let last = self.settled.first_present(end) >= self.settled.extents();
+        self.announced = (!last).then_some(end);
+        Durable { runs, last }
+    }
 
     fn uncommitted(&mut self, now: Duration, bytes: u64) {
         self.batch.bytes += bytes;

@@ -418,7 +418,8 @@ impl Sender {
             return None;
         }
         if let Some((extent, full)) = self.again.pop_first() {
-            return Some(self.scan(extent, full));
+            // Its first sending may have arrived, so what was declared may be gone: it is sent on its own.
+            return Some(self.scan(extent, OldExtent::Unknown, full));
         }
         self.cursor = self.settled.first_missing(self.cursor);
         if self.cursor >= self.settled.extents() {
@@ -432,14 +433,11 @@ impl Sender {
                 return Some(SenderAction::FindData(ExtentIndex(self.cursor)));
             }
         }
-        if self.grant.leaves && self.old.at(self.cursor).is_none() {
-            return None;
-        }
         let extent = self.cursor;
+        let old = if self.grant.leaves { self.old.at(extent)?.clone() } else { OldExtent::Unknown };
         self.cursor += 1;
-        let action = self.scan(extent, false);
         self.old.forget_below(self.cursor);
-        Some(action)
+        Some(self.scan(extent, old, false))
     }
 
     /// The next control frame to send.
@@ -495,13 +493,8 @@ impl Sender {
 
     // === inside ===
 
-    fn scan(&mut self, extent: u64, full: bool) -> SenderAction {
+    fn scan(&mut self, extent: u64, old: OldExtent, full: bool) -> SenderAction {
         self.work.insert(extent, Work::Scanning);
-        let old = if full || !self.grant.leaves {
-            OldExtent::Unknown
-        } else {
-            self.old.at(extent).cloned().unwrap_or(OldExtent::Unknown)
-        };
         SenderAction::Scan { extent: ExtentIndex(extent), old, full }
     }
 

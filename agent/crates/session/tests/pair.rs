@@ -11,8 +11,8 @@ mod pair {
 
 use pair::world::{Outcome, World};
 
-/// Seeds that found something once.
-const FOUND: &[u64] = &[];
+/// Seeds that found something once. 19907: an extent was compared with its old content again when it was sent twice.
+const FOUND: &[u64] = &[19_907];
 
 /// Prints the seed when the run fails.
 struct Seed(u64);
