@@ -336,9 +336,16 @@ async fn quic(
         };
         let peer = greeting::quic_peer(&connection)?;
         let (send, receive) = connection.open_bi().await.map_err(translate::connection_error)?;
+        let guard = connection.clone();
         let mut link = greeting::quic_link(connection, send, receive, windows.send)?;
-        greeting::offer(&mut link).await?;
-        Ok((link, peer))
+        match greeting::offer(&mut link).await {
+            Ok(()) => Ok((link, peer)),
+            Err(error) => {
+                // Before the link is dropped, which would close the connection without a code.
+                guard.close(quic_lane::close_number(error.close_code()), error.chain().as_bytes());
+                Err(error)
+            }
+        }
     };
     match bounded(patience + FIRST_FRAME, work).await {
         Ok((link, peer)) => Ok(Established { link, peer, remote, endpoint: Some(endpoint) }),

@@ -35,7 +35,7 @@ use crate::tcp_lane::{self, Counted, TcpLink};
 use crate::tunnel::{Event, Growth, Tunnel};
 use crate::{quic_lane, translate};
 
-/// Connections whose greeting is not over, per thread. More are refused.
+/// Connections whose greeting is not over, per thread and transport. More are refused.
 const MAX_GREETINGS: usize = 64;
 /// From so many on, a QUIC caller must prove its address first (Retry), which costs it a round trip.
 const RETRY_FROM: usize = 16;
@@ -75,7 +75,10 @@ struct Worker {
     runtime: Handle,
     /// Greetings, waiting sessions and lanes: the thread ends after the last.
     tasks: TaskTracker,
-    greetings: Arc<Semaphore>,
+    /// Places for greetings, apart for each transport: idle TCP connections, which cost a stranger nothing, must not
+    /// keep QUIC callers out.
+    quic_greetings: Arc<Semaphore>,
+    tcp_greetings: Arc<Semaphore>,
 }
 
 impl Listener {
@@ -125,7 +128,8 @@ impl Listener {
                 shared: shared.clone(),
                 runtime: runtime.handle().clone(),
                 tasks: TaskTracker::new(),
-                greetings: Arc::new(Semaphore::new(MAX_GREETINGS)),
+                quic_greetings: Arc::new(Semaphore::new(MAX_GREETINGS)),
+                tcp_greetings: Arc::new(Semaphore::new(MAX_GREETINGS)),
             });
             let token = listener.threads.token();
             std::thread::Builder::new()
@@ -276,14 +280,14 @@ fn serve(runtime: &Runtime, worker: Arc<Worker>, endpoint: quinn::Endpoint, tcp:
 async fn accept_quic(worker: &Arc<Worker>, endpoint: &quinn::Endpoint) {
     while let Some(caller) = endpoint.accept().await {
         let remote = caller.remote_address();
-        let busy = MAX_GREETINGS - worker.greetings.available_permits();
+        let busy = MAX_GREETINGS - worker.quic_greetings.available_permits();
         if busy >= RETRY_FROM && !caller.remote_address_validated() && caller.may_retry() {
             if let Err(error) = caller.retry() {
                 tracing::debug!(%remote, %error, "a caller could not be asked to prove its address");
             }
             continue;
         }
-        let Ok(place) = worker.greetings.clone().try_acquire_owned() else {
+        let Ok(place) = worker.quic_greetings.clone().try_acquire_owned() else {
             caller.refuse();
             continue;
         };
@@ -346,7 +350,7 @@ async fn accept_tcp(worker: &Arc<Worker>, listener: std::net::TcpListener) {
                 continue;
             }
         };
-        let Ok(place) = worker.greetings.clone().try_acquire_owned() else { continue };
+        let Ok(place) = worker.tcp_greetings.clone().try_acquire_owned() else { continue };
         let work = worker.clone();
         let tls = worker.shared.tls.borrow().clone();
         worker.tasks.spawn(async move {

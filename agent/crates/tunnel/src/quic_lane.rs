@@ -289,8 +289,8 @@ async fn write_extents(
         let mut chunks = Vec::with_capacity(1 + extent.payload.len());
         chunks.push(extent.head);
         chunks.extend(extent.payload);
-        stream.write_all_chunks(&mut chunks).await.map_err(translate::write_error)?;
         core.payload_sent.fetch_add(len, Ordering::Relaxed);
+        stream.write_all_chunks(&mut chunks).await.map_err(translate::write_error)?;
     }
     if stream.finish().is_ok() {
         // Until the peer's transport has it all: then the room is free again.

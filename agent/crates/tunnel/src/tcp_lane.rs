@@ -306,9 +306,8 @@ async fn write_extent(
     let len = extent.payload_len();
     both.core.throttle(len).await;
     let mut pieces = Pieces { pieces: extent.payload, next: 0 };
-    write(both, out, Buf::chain(extent.head, &mut pieces)).await?;
     both.core.payload_sent.fetch_add(len, Ordering::Relaxed);
-    Ok(())
+    write(both, out, Buf::chain(extent.head, &mut pieces)).await
 }
 
 /// At most what a Fail frame may hold, cut between characters.

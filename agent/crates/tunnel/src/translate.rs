@@ -3,7 +3,7 @@
 use std::io;
 
 use quinn::{ConnectionError, ReadError, WriteError};
-use rustls::AlertDescription;
+use rustls::{AlertDescription, CertificateError};
 
 use crate::error::{CloseCode, Refusal, TunnelError, TunnelErrorKind};
 
@@ -101,6 +101,8 @@ pub(crate) fn tls_error(error: io::Error, operation: &'static str) -> TunnelErro
         Some(E::NoApplicationProtocol) => refused(Refusal::Alpn),
         Some(E::NoCertificatesPresented) => refused(Refusal::NoCertificate),
         Some(E::PeerIncompatible(_)) => refused(Refusal::TlsVersion),
+        // The certificate is fine, but the peer does not have its key.
+        Some(E::InvalidCertificate(CertificateError::BadSignature)) => refused(Refusal::Handshake),
         Some(E::InvalidCertificate(_)) => refused(Refusal::Malformed),
         Some(_) => refused(Refusal::Handshake),
         None => {

@@ -131,7 +131,9 @@ impl PeerVerifier {
 fn refused(error: &webpki::Error) -> TunnelErrorKind {
     use webpki::Error as E;
     TunnelErrorKind::Refused(match error {
-        E::UnknownIssuer | E::InvalidSignatureForPublicKey | E::CertDistrusted => Refusal::UnknownAuthority,
+        E::UnknownIssuer | E::EndEntityUsedAsCa | E::InvalidSignatureForPublicKey | E::CertDistrusted => {
+            Refusal::UnknownAuthority
+        }
         E::CertExpired { .. } => Refusal::Expired,
         E::CertNotValidYet { .. } => Refusal::NotYetValid,
         E::CertRevoked => Refusal::Revoked,

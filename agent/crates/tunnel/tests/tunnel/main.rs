@@ -1,5 +1,10 @@
 //! Tunnels over loopback, with good peers and bad ones.
 
-mod pki;
+mod authority;
+mod hostile;
+mod identities;
+mod lanes;
+mod pool;
+mod raw;
 mod support;
 mod transfer;

@@ -13,7 +13,7 @@ use volume::conformance::Dice;
 use volume::{ChunkId, ExtentIndex, Generation, Sequence, SessionId};
 use wire::{ChunkEntry, Control, Direction, Encoding, ExtentHead, Mode, Open, VolumeFormat};
 
-use crate::pki::Authority;
+use crate::authority::Authority;
 
 pub(crate) const SESSION: SessionId = SessionId(*b"0123456789abcdef");
 pub(crate) const GENERATION: Generation = Generation(7);
