@@ -1,0 +1,216 @@
+//! Pools: folders of volumes that peers may push to and pull from.
+
+use std::path::Path;
+
+use disk::{Disk, FileSource, SourceOptions};
+use reduce::dedup::{Location, VolumeSlot};
+use reduce::{ContentIndex, HashKey};
+use rustix::fs::OFlags;
+use volume::{ChunkId, ChunkIndex, ExtentIndex};
+use wire::{FailCode, VolumeFormat};
+
+use crate::error::EngineError;
+use crate::folder::Folder;
+use crate::keys::Keys;
+use crate::leaves::LeafFile;
+use crate::target::meta::{Format, Meta, State};
+use crate::target::place::{POOL_SIDECARS, check_name};
+use crate::target::{Home, Request};
+
+/// Most volumes that one session dedups against.
+const MAX_DEDUP_VOLUMES: usize = 1024;
+
+/// A pool.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    name: String,
+    root: Folder,
+    quota: Option<u64>,
+    push: Vec<String>,
+    pull: Vec<String>,
+}
+
+/// A sealed volume of a pool, as it is listed.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// Its name.
+    pub name: String,
+    /// Its record.
+    pub meta: Meta,
+}
+
+impl Pool {
+    /// Opens a pool's folder (which must be there) and makes up for what a crash left undone.
+    pub fn open(
+        name: &str,
+        path: &Path,
+        quota: Option<u64>,
+        push: Vec<String>,
+        pull: Vec<String>,
+    ) -> Result<Self, EngineError> {
+        let pool = Self { name: name.to_owned(), root: Folder::open(path)?, quota, push, pull };
+        for volume in pool.sidecars()?.folders()? {
+            Home::in_pool(&pool.root, name, &volume)?.finish_publishing()?;
+        }
+        Ok(pool)
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn sidecars(&self) -> Result<Folder, EngineError> {
+        self.root.make_folder(POOL_SIDECARS)?.make_folder("volumes")
+    }
+
+    /// The pool's hash keys.
+    pub fn keys(&self) -> Result<Keys, EngineError> {
+        Ok(Keys::new(self.root.make_folder(POOL_SIDECARS)?.make_folder("keys")?))
+    }
+
+    /// Refuses peers that may not push.
+    pub fn allow_push(&self, peer: &str) -> Result<(), EngineError> {
+        self.allow(&self.push, peer, "push to")
+    }
+
+    /// Refuses peers that may not pull.
+    pub fn allow_pull(&self, peer: &str) -> Result<(), EngineError> {
+        self.allow(&self.pull, peer, "pull from")
+    }
+
+    fn allow(&self, peers: &[String], peer: &str, what: &str) -> Result<(), EngineError> {
+        if peers.iter().any(|allowed| allowed == peer) {
+            return Ok(());
+        }
+        let list = what.split(' ').next().unwrap_or(what);
+        let detail = format!(
+            "{peer} may not {what} pool {}; add it to `{list}` of that pool in agent.toml there",
+            self.name
+        );
+        Err(EngineError::refused(FailCode::NotAuthorised, detail))
+    }
+
+    /// All volumes that have a record, sealed or not.
+    pub fn volumes(&self) -> Result<Vec<Listed>, EngineError> {
+        let sidecars = self.sidecars()?;
+        let mut listed = Vec::new();
+        for name in sidecars.folders()? {
+            match Meta::load(&sidecars.folder(&name)?, "meta") {
+                Ok(Some(meta)) => listed.push(Listed { name, meta }),
+                Ok(None) => {}
+                Err(error) => tracing::warn!(volume = %name, %error, "a volume of the pool is passed over"),
+            }
+        }
+        Ok(listed)
+    }
+
+    /// The home of a volume that is to be written, if the quota allows its logical size.
+    pub fn home(&self, name: &str, request: &Request) -> Result<Home, EngineError> {
+        check_name(name)?;
+        if let Some(quota) = self.quota {
+            let others: u64 =
+                self.volumes()?.iter().filter(|other| other.name != name).map(|other| other.meta.size).sum();
+            if others.saturating_add(request.size.0) > quota {
+                let what = format!(
+                    "pool {} has a quota of {quota} bytes, of which {others} are taken, and the volume has {}; raise `quota` in agent.toml there or remove volumes",
+                    self.name, request.size.0
+                );
+                return Err(EngineError::refused(FailCode::Quota, what));
+            }
+        }
+        Home::in_pool(&self.root, &self.name, name)
+    }
+
+    /// Opens a sealed volume to read. The format tells how.
+    pub fn sealed(&self, name: &str) -> Result<(Meta, Folder), EngineError> {
+        check_name(name)?;
+        let missing = || {
+            let what = format!("pool {} has no sealed volume {name}", self.name);
+            EngineError::refused(FailCode::NotFound, what)
+        };
+        let sidecars = self.sidecars()?;
+        if !sidecars.has(name)? {
+            return Err(missing());
+        }
+        let meta = Meta::load(&sidecars.folder(name)?, "meta")?.ok_or_else(missing)?;
+        if meta.state != State::Sealed {
+            return Err(missing());
+        }
+        Ok((meta, self.root.clone()))
+    }
+
+    /// Opens a sealed raw volume to read. `shared` where the content is verified by its ids anyway.
+    pub fn open_raw(&self, disk: &Disk, name: &str, shared: bool) -> Result<FileSource, EngineError> {
+        check_name(name)?;
+        let descriptor = self.root.open_at(name, OFlags::RDONLY)?;
+        let label = format!("{}/{name}", self.name);
+        Ok(disk.source_from(descriptor, label, SourceOptions { allow_shared: shared })?)
+    }
+
+    /// Indexes the owner's sealed raw volumes: what the receiver can serve to itself.
+    pub fn content(
+        &self,
+        disk: &Disk,
+        request: &Request,
+        key: &HashKey,
+        max_bytes: usize,
+    ) -> Result<PoolContent, EngineError> {
+        let mut content = PoolContent { index: ContentIndex::new(max_bytes), sources: Vec::new() };
+        if request.format != VolumeFormat::Raw {
+            return Ok(content);
+        }
+        let sidecars = self.sidecars()?;
+        for Listed { name, meta } in self.volumes()? {
+            let ours = meta.owner == request.owner && meta.key_id == key.id().to_string();
+            if !ours || meta.state != State::Sealed || meta.format != Format::Raw {
+                continue;
+            }
+            let number = content.sources.len() + 1;
+            let slot = u16::try_from(number).ok().and_then(VolumeSlot::new);
+            let Some(slot) = slot.filter(|_| number <= MAX_DEDUP_VOLUMES) else { break };
+            let Some((table, _)) = LeafFile::open_sealed(&sidecars.folder(&name)?, "leaves")? else {
+                continue;
+            };
+            let source = match self.open_raw(disk, &name, true) {
+                Ok(source) => source,
+                Err(error) => {
+                    tracing::debug!(volume = %name, %error, "not used for dedup");
+                    continue;
+                }
+            };
+            let extents = table.size().extents();
+            let mut at = table.next_extent(ExtentIndex(0))?;
+            while at.0 < extents {
+                for (nth, id) in table.ids(at)?.iter().enumerate() {
+                    if *id != ChunkId::ZERO {
+                        let chunk = ChunkIndex(at.first_chunk().0 + nth as u64);
+                        // A full index only costs bandwidth.
+                        content.index.insert(id, Location { volume: slot, chunk });
+                    }
+                }
+                at = table.next_extent(ExtentIndex(at.0 + 1))?;
+            }
+            content.sources.push(source);
+        }
+        Ok(content)
+    }
+}
+
+/// What a receiver can serve to itself. Slot 0 is the volume that is being received; slot n the nth source.
+#[derive(Debug)]
+pub struct PoolContent {
+    /// Where which chunk lies.
+    pub index: ContentIndex,
+    /// The sealed volumes.
+    pub sources: Vec<FileSource>,
+}
+
+impl PoolContent {
+    /// Nothing but what this session brings.
+    #[must_use]
+    pub fn of_session_only(max_bytes: usize) -> Self {
+        Self { index: ContentIndex::new(max_bytes), sources: Vec::new() }
+    }
+}
