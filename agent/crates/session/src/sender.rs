@@ -19,6 +19,9 @@ pub const STALL: Duration = Duration::from_secs(60);
 /// Highest first sequence that a grant may name: half of all, so that none is left to run out.
 const LAST_FIRST_SEQUENCE: u64 = u64::MAX / 2;
 
+/// Runs without payload that may wait for room in the window; then the reading waits too.
+const MAX_MARKS: usize = WINDOW_FRAMES as usize;
+
 /// What the sender starts an attempt with.
 #[derive(Debug)]
 pub struct SenderTerms {
@@ -421,6 +424,10 @@ impl Sender {
             // Its first sending may have arrived, so what was declared may be gone: it is sent on its own.
             return Some(self.scan(extent, OldExtent::Unknown, full));
         }
+        self.skip_holes();
+        if self.marks.len() >= MAX_MARKS {
+            return None;
+        }
         self.cursor = self.settled.first_missing(self.cursor);
         if self.cursor >= self.settled.extents() {
             return None;
@@ -501,7 +508,7 @@ impl Sender {
     /// Marks the holes in front of the known data as zero, as far as they are not settled.
     fn skip_holes(&mut self) {
         let Data::Known { start, .. } = self.data else { return };
-        while self.cursor < start {
+        while self.cursor < start && self.marks.len() < MAX_MARKS {
             let first = self.settled.first_missing(self.cursor).min(start);
             let end = self.settled.first_present(first).min(start);
             if first < end {

@@ -182,6 +182,59 @@ fn leaves_of_a_hole_that_was_skipped_are_forgotten() {
 }
 
 #[test]
+fn a_sender_without_acknowledgements_stops_reading() {
+    // Same and zero in turn: nothing to send, and no two runs to join.
+    let extents = 30_000;
+    let mut sender = sender(extents, leaves());
+    let held = Held::Zero(extents * 16);
+    sender.handle_control(NOW, Control::Leaves(Leaves { first: ChunkIndex(0), held })).unwrap();
+    let mut read = 0;
+    while let Some(action) = sender.poll_action() {
+        match action {
+            SenderAction::FindData(_) => {
+                sender.handle_data(Some(ByteRange { start: 0, end: extents * EXTENT }));
+            }
+            SenderAction::Scan { extent, .. } => {
+                read += 1;
+                let outcome = if read % 2 == 0 { Outcome::Same } else { Outcome::Zero };
+                sender.handle_scanned(extent, vec![ChunkId::ZERO; 16], outcome);
+            }
+            other => panic!("unexpected: {other:?}"),
+        }
+        while sender.poll_transmit(NOW).is_some() {}
+    }
+    assert!(read < 5000, "{read} extents were read for a window of 8");
+    // The same for a hole over what is settled here and there.
+    let mut remembered = ExtentSet::new(extents);
+    (0..extents).step_by(2).for_each(|extent| assert!(remembered.insert(extent)));
+    let runs: Vec<Run> = remembered.runs().collect();
+    let resumed = Grant { resumed: true, ..grant(0, 8) };
+    let terms = SenderTerms { size: size(extents), grant: resumed, remembered, max_work: 4 };
+    let mut sender = Sender::new(NOW, terms).unwrap();
+    for part in runs.chunks(wire::control::MAX_RUNS) {
+        let last = part.last() == runs.last();
+        sender.handle_control(NOW, Control::Durable(Durable { runs: part.to_vec(), last })).unwrap();
+    }
+    assert_eq!(sender.poll_action(), Some(SenderAction::FindData(ExtentIndex(1))));
+    sender.handle_data(None);
+    assert!(memory(&sender) < 400_000);
+    let mut marks = 0;
+    let mut sequence = 0;
+    while !sender.settled().is_full() {
+        while let Some(action) = sender.poll_action() {
+            assert!(matches!(action, SenderAction::Settled(_)));
+        }
+        while let Some(frame) = sender.poll_transmit(NOW) {
+            assert!(matches!(frame, Control::Range(RangeMark { count: 1, .. })));
+            marks += 1;
+        }
+        sender.handle_control(NOW, ack(sequence, 1)).unwrap();
+        sequence += 1;
+    }
+    assert_eq!(marks, extents / 2);
+}
+
+#[test]
 fn page_sums_for_nothing_are_refused() {
     let sums = |extent, mask: u16| {
         let sums = vec![0; 16 * mask.count_ones() as usize];
@@ -325,6 +378,22 @@ fn a_flood_of_queries_is_refused() {
 /// What a machine remembers, measured by what it prints.
 fn memory(machine: &impl std::fmt::Debug) -> usize {
     format!("{machine:?}").len()
+}
+
+#[test]
+fn what_is_durable_is_announced_in_parts() {
+    let extents = 1 << 20;
+    let mut durable = ExtentSet::new(extents);
+    (0..extents).step_by(2).for_each(|extent| assert!(durable.insert(extent)));
+    let grant = Grant { resumed: true, ..grant(0, 8) };
+    let mut receiver = Receiver::new(ReceiverTerms { size: size(extents), grant, durable: durable.clone() });
+    let mut announced = ExtentSet::new(extents);
+    while let Some(frame) = receiver.poll_transmit() {
+        let Some(Control::Durable(part)) = decoded(&frame) else { panic!("unexpected: {frame:?}") };
+        part.runs.iter().for_each(|run| announced.insert_run(run.first, run.count));
+        assert_eq!(part.last, announced == durable);
+    }
+    assert_eq!(announced, durable);
 }
 
 #[test]
@@ -506,7 +575,7 @@ fn granted() -> impl Strategy<Value = Grant> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases.max(3000), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_receiver_survives_anything(

@@ -95,6 +95,8 @@ impl World {
             }
             Event::Rooted => {
                 assert!(self.sender.settled().is_full());
+                let known = self.sender_journal.remembered().len() as u64;
+                assert_eq!(known, self.source.extents(), "the root needs the ids of every extent");
                 self.sender.handle_root(self.now, root(self.source.content.iter()));
             }
             other => unreachable!("{other:?} is no event of the sender"),
