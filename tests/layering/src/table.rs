@@ -1,0 +1,186 @@
+//! The layers of `ARCHITECTURE.md` as data, for the crates that exist.
+//!
+//! Where the code needs an edge that is not here, either the code or the design is wrong: settle which, then change
+//! this table and `ARCHITECTURE.md` together.
+
+/// What every package name starts with; the tables leave it out.
+pub const PREFIX: &str = "novaferry-";
+
+/// One of our crates and what it may use of ours.
+#[derive(Debug)]
+pub struct Row {
+    /// Package name without [`PREFIX`].
+    pub name: &'static str,
+    /// Folder from the root.
+    pub folder: &'static str,
+    /// What it may depend on.
+    pub uses: Uses,
+    /// No runtime, sockets, files, clock or global randomness.
+    pub pure: bool,
+}
+
+/// What a crate may use of ours.
+#[derive(Debug)]
+pub enum Uses {
+    /// These and no other.
+    Only(&'static [&'static str]),
+    /// Anything, heavy dependencies included: tests and benches, which nothing shipped depends on.
+    Anything,
+}
+
+/// Our crates, lowest layer first.
+pub const CRATES: &[Row] = &[
+    Row { name: "volume", folder: "agent/crates/volume", uses: Uses::Only(&[]), pure: true },
+    Row { name: "wire", folder: "agent/crates/wire", uses: Uses::Only(&["volume"]), pure: true },
+    Row { name: "reduce", folder: "agent/crates/reduce", uses: Uses::Only(&["volume"]), pure: true },
+    Row { name: "disk", folder: "agent/crates/disk", uses: Uses::Only(&["volume"]), pure: false },
+    Row {
+        name: "session",
+        folder: "agent/crates/session",
+        uses: Uses::Only(&["volume", "wire"]),
+        pure: true,
+    },
+    // Frames carry the ids and buffers of `volume`.
+    Row { name: "tunnel", folder: "agent/crates/tunnel", uses: Uses::Only(&["volume", "wire"]), pure: false },
+    Row { name: "hypervisor", folder: "agent/crates/hypervisor", uses: Uses::Only(&["volume"]), pure: false },
+    Row {
+        name: "engine",
+        folder: "agent/crates/engine",
+        uses: Uses::Only(&["volume", "wire", "reduce", "disk", "session", "tunnel", "hypervisor"]),
+        pure: false,
+    },
+    // The binary chooses the backends and endpoints (`disk`, `tunnel`), names volumes, and hands them to the engine.
+    // It decides nothing about bytes: `wire`, `session` and `reduce` are not its business.
+    Row {
+        name: "agent",
+        folder: "agent",
+        uses: Uses::Only(&["volume", "disk", "tunnel", "hypervisor", "engine"]),
+        pure: false,
+    },
+    Row { name: "bench", folder: "bench", uses: Uses::Anything, pure: false },
+    Row { name: "e2e", folder: "tests/e2e", uses: Uses::Anything, pure: false },
+    Row { name: "fuzz", folder: "tests/fuzz", uses: Uses::Anything, pure: false },
+    Row { name: "layering", folder: "tests/layering", uses: Uses::Anything, pure: false },
+    Row { name: "link", folder: "tests/link", uses: Uses::Anything, pure: false },
+];
+
+/// A dependency that few crates may name, so that it can be replaced or upgraded in one place.
+#[derive(Debug)]
+pub struct Heavy {
+    /// Package name.
+    pub package: &'static str,
+    /// Our crates that may name it.
+    pub owners: &'static [Owner],
+}
+
+/// A crate that may name a heavy dependency.
+#[derive(Debug)]
+pub struct Owner {
+    /// Package name without [`PREFIX`].
+    pub name: &'static str,
+    /// Only for its own tests.
+    pub tests_only: bool,
+    /// Why it is an owner beside the one in the design; empty for that one.
+    pub reason: &'static str,
+}
+
+const fn owner(name: &'static str) -> Owner {
+    Owner { name, tests_only: false, reason: "" }
+}
+
+const fn also(name: &'static str, reason: &'static str) -> Owner {
+    Owner { name, tests_only: false, reason }
+}
+
+const fn in_tests(name: &'static str, reason: &'static str) -> Owner {
+    Owner { name, tests_only: true, reason }
+}
+
+/// The quarantine. Crates that may use anything are exempt.
+pub const HEAVY: &[Heavy] = &[
+    Heavy {
+        package: "tokio",
+        owners: &[owner("engine"), owner("disk"), owner("tunnel"), owner("hypervisor"), owner("agent")],
+    },
+    Heavy { package: "tokio-uring", owners: &[owner("disk")] },
+    Heavy { package: "libc", owners: &[owner("disk")] },
+    Heavy { package: "quinn", owners: &[owner("tunnel")] },
+    Heavy { package: "quinn-proto", owners: &[owner("tunnel")] },
+    Heavy { package: "rustls", owners: &[owner("tunnel")] },
+    Heavy { package: "tokio-rustls", owners: &[owner("tunnel")] },
+    Heavy { package: "socket2", owners: &[owner("tunnel")] },
+    Heavy {
+        package: "rustls-webpki",
+        owners: &[
+            owner("tunnel"),
+            also(
+                "agent",
+                "its PKI checks a certificate offline by the same code that checks peers inside TLS",
+            ),
+        ],
+    },
+    Heavy {
+        package: "rustls-pki-types",
+        owners: &[owner("tunnel"), also("agent", "the argument types of rustls-webpki")],
+    },
+    Heavy {
+        package: "x509-parser",
+        owners: &[owner("agent"), also("tunnel", "reads a peer's name from its certificate")],
+    },
+    Heavy {
+        package: "rcgen",
+        owners: &[owner("agent"), in_tests("tunnel", "certificates that no issuer of ours would sign")],
+    },
+    Heavy { package: "blake3", owners: &[owner("reduce")] },
+    Heavy { package: "zstd", owners: &[owner("reduce")] },
+    Heavy {
+        package: "xxhash-rust",
+        owners: &[
+            owner("reduce"),
+            also(
+                "engine",
+                "checksums of journal records: they guard against torn tails, not against an adversary",
+            ),
+        ],
+    },
+    Heavy { package: "clap", owners: &[owner("agent")] },
+    Heavy { package: "hyper", owners: &[owner("agent")] },
+    Heavy { package: "ureq", owners: &[owner("agent")] },
+    Heavy { package: "opentelemetry", owners: &[owner("agent")] },
+    Heavy { package: "tun-rs", owners: &[] },
+    Heavy { package: "cargo_metadata", owners: &[] },
+];
+
+/// What a pure crate must not reach, however indirectly: runtimes, sockets, files, clocks, global randomness.
+pub const IMPURE: &[&str] = &[
+    "async-io",
+    "async-std",
+    "chrono",
+    "fastrand",
+    "getrandom",
+    "io-uring",
+    "mio",
+    "polling",
+    "quinn",
+    "quinn-udp",
+    "rand",
+    "rustix",
+    "rustls",
+    "smol",
+    "socket2",
+    "tempfile",
+    "time",
+    "tokio",
+    "tokio-uring",
+    "uuid",
+];
+
+/// The only crate that may contain `unsafe` code.
+pub const UNSAFE: &str = "disk";
+
+/// The row of a package, by its full name.
+#[must_use]
+pub fn row(package: &str) -> Option<&'static Row> {
+    let name = package.strip_prefix(PREFIX)?;
+    CRATES.iter().find(|row| row.name == name)
+}
