@@ -139,7 +139,8 @@ pub const HEAVY: &[Heavy] = &[
             owner("reduce"),
             also(
                 "engine",
-                "checksums of journal records: they guard against torn tails, not against an adversary",
+                "checksums of journal records, which guard against torn tails and not against an adversary; short \
+                 file names",
             ),
         ],
     },

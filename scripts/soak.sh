@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# The randomised tests with far more seeds and rounds than `make test` has: soak.sh [SEEDS [ROUNDS]].
+# SEEDS are simulated transfers, ROUNDS are kill -9 rounds between real processes. Takes hours.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+export NOVAFERRY_SEEDS=${1:-100000} NOVAFERRY_ROUNDS=${2:-300}
+for number in "$NOVAFERRY_SEEDS" "$NOVAFERRY_ROUNDS"; do
+    if ! [[ $number =~ ^[1-9][0-9]*$ ]]; then
+        echo "soak.sh: SEEDS and ROUNDS must be positive numbers, not '$number'" >&2
+        exit 64
+    fi
+done
+cargo build --locked --workspace --bins
+cargo nextest run --locked --profile soak -p novaferry-session -p novaferry-disk -p novaferry-e2e
