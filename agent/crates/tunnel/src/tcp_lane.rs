@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval_at, timeout};
@@ -33,6 +33,8 @@ const DEAD_AFTER: Duration = Duration::from_secs(30);
 const LINGER: Duration = Duration::from_secs(3);
 /// Plaintext that rustls takes at once: 16 records of 16 KiB, written to the socket with one call.
 const TLS_BUFFER: usize = 256 << 10;
+/// What is read from the socket with one call. rustls itself asks for 4 KiB at a time, four calls a record.
+const READ_BUFFER: usize = 128 << 10;
 
 /// A connection whose greeting is over.
 pub(crate) struct TcpLink {
@@ -43,14 +45,14 @@ pub(crate) struct TcpLink {
 /// A TCP stream that counts what passes.
 #[derive(Debug)]
 pub(crate) struct Counted {
-    stream: TcpStream,
+    stream: BufReader<TcpStream>,
     counters: Arc<Counters>,
 }
 
 impl Counted {
     pub(crate) fn new(stream: TcpStream) -> (Self, Arc<Counters>) {
         let counters = Arc::new(Counters::default());
-        (Self { stream, counters: counters.clone() }, counters)
+        (Self { stream: BufReader::with_capacity(READ_BUFFER, stream), counters: counters.clone() }, counters)
     }
 }
 
