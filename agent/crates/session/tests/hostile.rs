@@ -217,7 +217,7 @@ fn a_sender_without_acknowledgements_stops_reading() {
     }
     assert_eq!(sender.poll_action(), Some(SenderAction::FindData(ExtentIndex(1))));
     sender.handle_data(None);
-    assert!(memory(&sender) < 400_000);
+    assert!(memory(&sender) < 150_000);
     let mut marks = 0;
     let mut sequence = 0;
     while !sender.settled().is_full() {
