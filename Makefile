@@ -37,6 +37,7 @@ lint: ## Format and lints, without running a test
 
 fmt: ## Format the sources
 	cargo fmt --all
+	cargo fmt --manifest-path tests/fuzz/targets/Cargo.toml
 
 fuzz: ## Run the fuzz targets (FUZZ_SECONDS=60 TARGETS="control prelude")
 	tests/fuzz/run.sh $(FUZZ_SECONDS) $(TARGETS)

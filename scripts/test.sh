@@ -87,6 +87,12 @@ layering() {
     linted cargo nextest run --locked -p novaferry-layering --status-level fail
 }
 
+# The fuzz binaries are a workspace of their own.
+format() {
+    cargo fmt --all --check
+    cargo fmt --manifest-path tests/fuzz/targets/Cargo.toml --check
+}
+
 # Every target, also examples and benches; the binaries are there for the end-to-end tests.
 build() {
     linted cargo build --locked --workspace --all-targets
@@ -116,7 +122,7 @@ dependencies() {
     fi
 }
 
-step format cargo fmt --all --check
+step format format
 step layering layering
 step build build
 step docs documentation
