@@ -50,11 +50,12 @@ pub const CRATES: &[Row] = &[
         pure: false,
     },
     // The binary chooses the backends and endpoints (`disk`, `tunnel`), names volumes, and hands them to the engine.
-    // It decides nothing about bytes: `wire`, `session` and `reduce` are not its business.
+    // `wire` and `reduce` are here for what the engine's options and refusals are made of (mode, format, level, fail
+    // code). It has no business with `session`.
     Row {
         name: "agent",
         folder: "agent",
-        uses: Uses::Only(&["volume", "disk", "tunnel", "hypervisor", "engine"]),
+        uses: Uses::Only(&["volume", "wire", "reduce", "disk", "tunnel", "hypervisor", "engine"]),
         pure: false,
     },
     Row { name: "bench", folder: "bench", uses: Uses::Anything, pure: false },
@@ -121,7 +122,11 @@ pub const HEAVY: &[Heavy] = &[
     },
     Heavy {
         package: "rustls-pki-types",
-        owners: &[owner("tunnel"), also("agent", "the argument types of rustls-webpki")],
+        owners: &[
+            owner("tunnel"),
+            also("agent", "the argument types of rustls-webpki"),
+            in_tests("engine", "keys for its tunnels"),
+        ],
     },
     Heavy {
         package: "x509-parser",
@@ -129,7 +134,11 @@ pub const HEAVY: &[Heavy] = &[
     },
     Heavy {
         package: "rcgen",
-        owners: &[owner("agent"), in_tests("tunnel", "certificates that no issuer of ours would sign")],
+        owners: &[
+            owner("agent"),
+            in_tests("tunnel", "certificates that no issuer of ours would sign"),
+            in_tests("engine", "certificates for its tunnels"),
+        ],
     },
     Heavy { package: "blake3", owners: &[owner("reduce")] },
     Heavy { package: "zstd", owners: &[owner("reduce")] },
