@@ -105,7 +105,7 @@ documentation() {
 tests() {
     local status=0
     linted cargo nextest run --locked --workspace 2>&1 | tee "$logs/nextest.log" || status=$?
-    cp -f "$target/nextest/default/junit.xml" "$logs/junit.xml" || status=1
+    cp -f target/nextest/default/junit.xml "$logs/junit.xml" || status=1
     return "$status"
 }
 
