@@ -16,7 +16,8 @@ use std::io::{BufReader, Seek, SeekFrom, Write};
 use rustix::fs::OFlags;
 use session::Change;
 
-pub use record::{HEADER_LEN, HeaderV1, Replay, ReplayEnd, encode_change, replay};
+pub use record::{Entry, HEADER_LEN, HeaderV1, Replay, ReplayEnd, encode_change, encode_dirty, replay};
+use volume::ExtentIndex;
 
 use crate::error::EngineError;
 use crate::folder::Folder;
@@ -52,7 +53,7 @@ impl Journal {
     pub fn open(
         folder: &Folder,
         name: &str,
-        take: impl FnMut(Change) -> Result<(), EngineError>,
+        take: impl FnMut(Entry) -> Result<(), EngineError>,
     ) -> Result<Option<(Self, HeaderV1)>, EngineError> {
         if !folder.has(name)? {
             return Ok(None);
@@ -64,9 +65,9 @@ impl Journal {
         let mut file = File::from(folder.open_at(name, OFlags::RDWR)?);
         let mut take = take;
         let mut failed = None;
-        let replayed = replay(BufReader::with_capacity(256 << 10, &file), |change| {
+        let replayed = replay(BufReader::with_capacity(256 << 10, &file), |entry| {
             if failed.is_none() {
-                failed = take(change).err();
+                failed = take(entry).err();
             }
         })
         .map_err(fail("read"))?;
@@ -95,6 +96,17 @@ impl Journal {
         for change in changes {
             self.chain = encode_change(change, self.chain, &mut self.buffer);
         }
+        self.write()
+    }
+
+    /// Appends the record that nothing is known of these extents any more.
+    pub fn append_dirty(&mut self, first: ExtentIndex, count: u64) -> Result<(), EngineError> {
+        self.buffer.clear();
+        self.chain = encode_dirty(first, count, self.chain, &mut self.buffer);
+        self.write()
+    }
+
+    fn write(&mut self) -> Result<(), EngineError> {
         self.file
             .write_all(&self.buffer)
             .map_err(|error| EngineError::sidecar("append to", self.name.as_ref(), error))
@@ -109,5 +121,31 @@ impl Journal {
     pub fn bytes(&self) -> Result<u64, EngineError> {
         let metadata = self.file.metadata();
         Ok(metadata.map_err(|error| EngineError::sidecar("look at", self.name.as_ref(), error))?.len())
+    }
+}
+
+/// Carries a replayed record over to a set of settled extents and a leaf table.
+pub(crate) fn apply(
+    entry: &Entry,
+    settled: &mut session::ExtentSet,
+    leaves: &crate::leaves::LeafFile,
+) -> Result<(), EngineError> {
+    match entry {
+        Entry::Settled(change) => {
+            match change {
+                Change::Extent { extent, .. } => {
+                    settled.insert(extent.0);
+                }
+                Change::Zero { first, count } => settled.insert_run(first.0, *count),
+                Change::Same { .. } => {}
+            }
+            leaves.apply(change)
+        }
+        Entry::Dirty { first, count } => {
+            for extent in first.0..first.0 + count {
+                settled.remove(extent);
+            }
+            Ok(())
+        }
     }
 }

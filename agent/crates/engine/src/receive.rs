@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, try_join_all};
 use futures_util::stream::FuturesUnordered;
 use reduce::delta::{PageSums as Sums, SumSeed};
 use session::{Change, ExtentSet, Intake, Receiver, ReceiverAction, ReceiverTerms};
@@ -101,6 +101,8 @@ struct Driver<'a> {
     parked: HashMap<u64, ReceivedExtent>,
     declared: HashMap<u64, Vec<ChunkId>>,
     declared_zero: ExtentSet,
+    /// Extents that the journal calls durable, of this attempt or earlier ones.
+    journalled: ExtentSet,
     jobs: FuturesUnordered<Job<'a>>,
     control: VecDeque<Control>,
     queries: Arc<Semaphore>,
@@ -154,6 +156,7 @@ pub(crate) async fn receive(ends: &ReceiveEnds, attempt: ReceiveAttempt<'_>) -> 
     let before = target.before();
     let durable = target.durable().clone();
     let mut driver = Driver {
+        journalled: durable.clone(),
         machine: Receiver::new(ReceiverTerms { size, grant, durable }),
         applier,
         target: Arc::new(Mutex::new(target)),
@@ -366,7 +369,9 @@ impl<'a> Driver<'a> {
                     return Err(EngineError::refused(FailCode::Exists, what));
                 };
                 let declared = self.declared_ids(extent);
+                let dirty = self.dirty(extent.0, 1);
                 self.jobs.push(Box::pin(async move {
+                    dirty.await?;
                     Ok(Finished::Applied(sequence, applier.apply(received, declared).await?))
                 }));
             }
@@ -389,6 +394,21 @@ impl<'a> Driver<'a> {
         self.declared.get(&extent.0).cloned()
     }
 
+    /// Before what the journal calls durable is overwritten, the journal must take that back: a crash in the middle of
+    /// the write would leave content that no record describes. Sending something durable again is rare (a source that
+    /// changed between attempts, a lane that died between commit and acknowledgement), so each pays its own flush.
+    fn dirty(&mut self, first: u64, count: u64) -> BoxFuture<'a, Result<(), EngineError>> {
+        let known = self.journalled.first_present(first) < first + count;
+        if !known {
+            return Box::pin(std::future::ready(Ok(())));
+        }
+        for extent in first..first + count {
+            self.journalled.remove(extent);
+        }
+        let target = Arc::clone(&self.target);
+        Box::pin(blocking(move || locked(&target).mark_dirty(ExtentIndex(first), count)))
+    }
+
     fn apply_range(
         &mut self,
         sequence: Sequence,
@@ -407,7 +427,12 @@ impl<'a> Driver<'a> {
         let zeroed = self.applier.as_ref().is_some_and(|applier| applier.zeroed);
         let sink = if kind == RangeKind::Zero && !zeroed { self.sink.clone() } else { None };
         let size = self.size.0;
+        let dirty: Vec<_> = match &sink {
+            Some(_) => runs.iter().map(|run| self.dirty(run.first, run.count)).collect(),
+            None => Vec::new(),
+        };
         self.jobs.push(Box::pin(async move {
+            try_join_all(dirty).await?;
             if let Some(sink) = sink {
                 for run in runs {
                     let start = ExtentIndex(run.first).offset().0;
@@ -428,6 +453,8 @@ impl<'a> Driver<'a> {
             cpu: self.cpu.clone(),
             key: Arc::clone(&self.key),
             size: self.size,
+            // What was announced as durable needs no comparing: the sender skips it.
+            announced: if self.grant.resumed { Some(self.machine.settled().clone()) } else { None },
         };
         self.jobs.push(Box::pin(async move {
             let (held, declared) = describer.describe(first, count).await?;
@@ -577,6 +604,7 @@ impl<'a> Driver<'a> {
                 }
                 Change::Zero { first, count } | Change::Same { first, count } => (first.0, *count),
             };
+            self.journalled.insert_run(first, count);
             let past = ExtentIndex(first + count).offset().0.min(self.size.0);
             let bytes = past.saturating_sub(ExtentIndex(first).offset().0);
             Progress::add(&self.progress.settled, bytes);

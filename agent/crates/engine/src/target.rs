@@ -32,7 +32,7 @@ use volume::{ByteLen, Content, ExtentIndex, Generation, Sink};
 use wire::{FailCode, Mode, VolumeFormat};
 
 use crate::error::EngineError;
-use crate::journal::{HeaderV1, Journal};
+use crate::journal::{self, HeaderV1, Journal};
 use crate::leaves::LeafFile;
 use crate::receipt::Receipt;
 use meta::{Meta, Stamp, State};
@@ -146,16 +146,7 @@ impl Target {
         // A journal beside a sealed volume is a left-over of the session that sealed it: the file may have changed since.
         let keep = old_meta.as_ref().is_some_and(|meta| meta.state == State::Receiving);
         let resumed = if keep {
-            Journal::open(sidecar, JOURNAL, |change| {
-                match &change {
-                    Change::Extent { extent, .. } => {
-                        durable.insert(extent.0);
-                    }
-                    Change::Zero { first, count } => durable.insert_run(first.0, *count),
-                    Change::Same { .. } => {}
-                }
-                leaves.apply(&change)
-            })?
+            Journal::open(sidecar, JOURNAL, |entry| journal::apply(&entry, &mut durable, &leaves))?
         } else {
             None
         };
@@ -354,6 +345,12 @@ impl Target {
             self.leaves.apply(change)?;
         }
         self.journal.append(changes)?;
+        self.journal.sync()
+    }
+
+    /// Takes back what the journal says of these extents, durably: call before they are overwritten. Blocks.
+    pub fn mark_dirty(&mut self, first: ExtentIndex, count: u64) -> Result<(), EngineError> {
+        self.journal.append_dirty(first, count)?;
         self.journal.sync()
     }
 

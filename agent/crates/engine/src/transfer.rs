@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use tunnel::{Event, Inbox, TunnelHandle};
+use tunnel::{Event, Inbox, PeerName, Transport, TunnelHandle};
+use volume::SessionId;
 use wire::{Control, FailCode, Mode, VolumeFormat};
 
 pub use accept::{Accepted, Registry, SessionInfo, accept};
@@ -84,6 +85,12 @@ pub struct Summary {
     pub cpu_rx: Option<Duration>,
     /// An earlier process had begun it.
     pub resumed: bool,
+    /// How it travelled; within this process for a local copy.
+    pub transport: Transport,
+    /// The other host by its certificate; none for a local copy.
+    pub peer: Option<PeerName>,
+    /// The session that did it.
+    pub session: SessionId,
 }
 
 /// Waits for a control frame; a failure of the peer, a stop and silence are errors.

@@ -178,7 +178,9 @@ impl Core {
     }
 
     pub(crate) fn abandoned(&self) {
-        self.close_here(CloseCode::Failed(FailCode::Cancelled), "the session was dropped");
+        // Nobody decided to end the session: its owner panicked, or its process ends without a word. The peer may
+        // come back.
+        self.close_here(CloseCode::Failed(FailCode::Internal), "the session was dropped");
     }
 
     pub(crate) fn is_closing(&self) -> Option<Closing> {

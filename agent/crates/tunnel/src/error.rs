@@ -173,7 +173,9 @@ impl TunnelError {
             TunnelErrorKind::Unreachable
                 | TunnelErrorKind::TimedOut
                 | TunnelErrorKind::Lost
-                | TunnelErrorKind::PeerClosed(CloseCode::Failed(FailCode::Overloaded | FailCode::TimedOut))
+                | TunnelErrorKind::PeerClosed(CloseCode::Failed(
+                    FailCode::Overloaded | FailCode::TimedOut | FailCode::Internal
+                ))
         )
     }
 

@@ -12,10 +12,13 @@
 //! | 40 | 16 | id of the hash key |
 //! | 56 | 8 | XXH3-64 of bytes 0..56 |
 //!
-//! Record: kind (1 byte: 1 extent, 2 zero run), number of ids (1 byte, 1 to 16 for kind 1, else 0), 6 zero bytes, first
-//! extent (8), count of extents (8, 1 for kind 1), the ids (32 each), and XXH3-64 of all that, seeded with the checksum
-//! of the record before (of the header for the first). The chain keeps a record that was left behind by an earlier,
-//! longer journal in the same blocks from being believed.
+//! Record: kind (1 byte: 1 extent, 2 zero run, 3 dirty run), number of ids (1 byte, 1 to 16 for kind 1, else 0), 6 zero
+//! bytes, first extent (8), count of extents (8, 1 for kind 1), the ids (32 each), and XXH3-64 of all that, seeded with
+//! the checksum of the record before (of the header for the first). The chain keeps a record that was left behind by an
+//! earlier, longer journal in the same blocks from being believed.
+//!
+//! A dirty run takes back what was said of its extents before: it is durable before the first byte of an extent is
+//! overwritten that an earlier record speaks of.
 
 use std::io::{self, ErrorKind, Read};
 
@@ -32,6 +35,21 @@ const ID: usize = 32;
 const CHECKSUM: usize = 8;
 const KIND_EXTENT: u8 = 1;
 const KIND_ZERO: u8 = 2;
+const KIND_DIRTY: u8 = 3;
+
+/// One record.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Entry {
+    /// This is durable. Never [`Change::Same`].
+    Settled(Change),
+    /// Nothing is known of these extents any more.
+    Dirty {
+        /// First extent.
+        first: ExtentIndex,
+        /// How many.
+        count: u64,
+    },
+}
 
 /// Header of version 1.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -92,7 +110,6 @@ fn word(bytes: &[u8]) -> u64 {
 /// For [`Change::Same`], which the driver has replaced by the ids that it stands for, and for an extent without ids or
 /// with more than 16.
 pub fn encode_change(change: &Change, chain: u64, out: &mut Vec<u8>) -> u64 {
-    let start = out.len();
     let (kind, first, count, ids): (u8, u64, u64, &[ChunkId]) = match change {
         Change::Extent { extent, ids } => {
             assert!((1..=16).contains(&ids.len()), "an extent has 1 to 16 chunks, not {}", ids.len());
@@ -101,6 +118,16 @@ pub fn encode_change(change: &Change, chain: u64, out: &mut Vec<u8>) -> u64 {
         Change::Zero { first, count } => (KIND_ZERO, first.0, *count, &[]),
         Change::Same { .. } => unreachable!("the driver journals ids, never `Same`"),
     };
+    encode(kind, first, count, ids, chain, out)
+}
+
+/// Appends the record of a dirty run to `out` and returns the new end of the chain.
+pub fn encode_dirty(first: ExtentIndex, count: u64, chain: u64, out: &mut Vec<u8>) -> u64 {
+    encode(KIND_DIRTY, first.0, count, &[], chain, out)
+}
+
+fn encode(kind: u8, first: u64, count: u64, ids: &[ChunkId], chain: u64, out: &mut Vec<u8>) -> u64 {
+    let start = out.len();
     out.extend_from_slice(&[kind, u8::try_from(ids.len()).unwrap_or(u8::MAX), 0, 0, 0, 0, 0, 0]);
     out.extend_from_slice(&first.to_le_bytes());
     out.extend_from_slice(&count.to_le_bytes());
@@ -139,11 +166,16 @@ fn fill(from: &mut impl Read, out: &mut [u8]) -> io::Result<bool> {
     }
 }
 
+fn ids_of(bytes: &[u8]) -> Vec<ChunkId> {
+    let (ids, _rest) = bytes.as_chunks::<ID>();
+    ids.iter().map(|id| ChunkId(*id)).collect()
+}
+
 /// Reads a journal and hands each whole record to `take`. `None` when the header is not intact.
 ///
 /// # Errors
 /// What reading fails with. Torn and corrupt records are no errors: the replay ends there.
-pub fn replay(mut from: impl Read, mut take: impl FnMut(Change)) -> io::Result<Option<Replay>> {
+pub fn replay(mut from: impl Read, mut take: impl FnMut(Entry)) -> io::Result<Option<Replay>> {
     let mut bytes = [0; HEADER_LEN];
     if !fill(&mut from, &mut bytes)? {
         return Ok(None);
@@ -165,7 +197,7 @@ pub fn replay(mut from: impl Read, mut take: impl FnMut(Change)) -> io::Result<O
         let ids = usize::from(record[1]);
         let shape = match record[0] {
             KIND_EXTENT => (1..=16).contains(&ids),
-            KIND_ZERO => ids == 0,
+            KIND_ZERO | KIND_DIRTY => ids == 0,
             _ => false,
         };
         let body = FIXED + ids * ID;
@@ -174,22 +206,18 @@ pub fn replay(mut from: impl Read, mut take: impl FnMut(Change)) -> io::Result<O
         }
         let checksum = word(&record[body..]);
         let (at, count) = (word(&record[8..]), word(&record[16..]));
-        let inside = count >= 1 && at.checked_add(count).is_some_and(|past| past <= extents);
+        let many = if record[0] == KIND_EXTENT { count == 1 } else { count >= 1 };
+        let inside = many && at.checked_add(count).is_some_and(|past| past <= extents);
         if checksum != xxh3_64_with_seed(&record[..body], end.chain) || record[2..8] != [0; 6] || !inside {
             break;
         }
-        take(if record[0] == KIND_EXTENT {
-            let ids = record[FIXED..body]
-                .chunks_exact(ID)
-                .map(|id| {
-                    let mut out = [0; ID];
-                    out.copy_from_slice(id);
-                    ChunkId(out)
-                })
-                .collect();
-            Change::Extent { extent: ExtentIndex(at), ids }
-        } else {
-            Change::Zero { first: ExtentIndex(at), count }
+        let first = ExtentIndex(at);
+        take(match record[0] {
+            KIND_EXTENT => {
+                Entry::Settled(Change::Extent { extent: first, ids: ids_of(&record[FIXED..body]) })
+            }
+            KIND_ZERO => Entry::Settled(Change::Zero { first, count }),
+            _ => Entry::Dirty { first, count },
         });
         end = ReplayEnd { len: end.len + (body + CHECKSUM) as u64, chain: checksum, torn: false };
     }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use reduce::extent_ids;
+use session::ExtentSet;
 use volume::{
     Buffer, BufferPool, ByteLen, ByteOffset, CHUNKS_PER_EXTENT, ChunkId, EXTENT, ExtentIndex, Sink,
 };
@@ -19,8 +20,6 @@ use crate::target::Target;
 
 /// Extents that are read at once: with four buffers each they stay well below the pool's assembling part.
 const READS: usize = 4;
-/// Extents looked up in one go on a blocking thread.
-const ZERO_RUN_LIMIT: u64 = u64::MAX;
 
 /// What was told of an extent.
 #[derive(Debug)]
@@ -39,12 +38,15 @@ pub(super) struct Describer {
     pub(super) cpu: Cpu,
     pub(super) key: Arc<Keyed>,
     pub(super) size: ByteLen,
+    pub(super) announced: Option<ExtentSet>,
 }
 
 enum Known {
     Ids(Vec<ChunkId>),
     Zero(u64),
     Nothing,
+    /// Announced as durable: nothing is said, nothing is read.
+    Skipped(u64),
 }
 
 impl Describer {
@@ -57,12 +59,21 @@ impl Describer {
         let target = Arc::clone(&self.target);
         let limit = self.size.extents();
         let end = (first.0 + count).min(limit);
+        let announced = self.announced.clone();
         let known = blocking(move || {
             let target = locked(&target);
             let mut known = Vec::new();
             let mut at = first.0;
             while at < end {
-                let zeros = target.known_zero_run(ExtentIndex(at), ZERO_RUN_LIMIT)?;
+                if let Some(set) = &announced
+                    && set.contains(at)
+                {
+                    let run = set.first_missing(at) - at;
+                    known.push((at, Known::Skipped(run)));
+                    at += run;
+                    continue;
+                }
+                let zeros = target.known_zero_run(ExtentIndex(at), u64::MAX)?;
                 if zeros > 0 {
                     known.push((at, Known::Zero(zeros)));
                     at += zeros;
@@ -120,10 +131,13 @@ impl Describer {
                     held.push(Held::Zero(chunks(count)));
                     declared.push((extent, Declared::Zero(count)));
                 }
-                Known::Nothing => match held.last_mut() {
-                    Some(Held::Unknown(last)) => *last += chunks(1),
-                    _ => held.push(Held::Unknown(chunks(1))),
-                },
+                Known::Nothing | Known::Skipped(_) => {
+                    let count = if let Known::Skipped(run) = known { run } else { 1 };
+                    match held.last_mut() {
+                        Some(Held::Unknown(last)) => *last += chunks(count),
+                        _ => held.push(Held::Unknown(chunks(count))),
+                    }
+                }
             }
         }
         (held, declared)

@@ -25,7 +25,7 @@ use wire::Grant;
 
 use crate::error::EngineError;
 use crate::folder::Folder;
-use crate::journal::{HeaderV1, Journal};
+use crate::journal::{self, HeaderV1, Journal};
 use crate::leaves::LeafFile;
 use crate::progress::Progress;
 
@@ -133,16 +133,8 @@ impl SenderState {
             && old.fingerprint.is_some()
             && old.fingerprint == evidence
         {
-            let opened = Journal::open(&folder, JOURNAL, |change| {
-                match &change {
-                    Change::Extent { extent, .. } => {
-                        settled.insert(extent.0);
-                    }
-                    Change::Zero { first, count } => settled.insert_run(first.0, *count),
-                    Change::Same { .. } => {}
-                }
-                leaves.apply(&change)
-            })?;
+            let opened =
+                Journal::open(&folder, JOURNAL, |entry| journal::apply(&entry, &mut settled, &leaves))?;
             match opened {
                 Some((opened, header)) if header.session == session && header.size == size => {
                     key_id = Some(header.key_id);

@@ -127,18 +127,27 @@ impl Meta {
     /// Reads the record of a sidecar.
     pub fn load(sidecar: &Folder, name: &str) -> Result<Option<Self>, EngineError> {
         let Some(bytes) = sidecar.read(name)? else { return Ok(None) };
-        let broken = |why: String| {
+        Self::parse(&bytes).map(Some).map_err(|why| {
             EngineError::Corrupt(format!("the metadata in {} is damaged ({why})", sidecar.path().display()))
-        };
-        let meta: Self = serde_json::from_slice(&bytes).map_err(|error| broken(error.to_string()))?;
+        })
+    }
+
+    /// Reads the record's bytes, or says what is wrong with them.
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let meta: Self = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
         if meta.version != 1 {
-            return Err(broken(format!("version {} is unknown", meta.version)));
+            return Err(format!("version {} is unknown", meta.version));
         }
-        Ok(Some(meta))
+        Ok(meta)
+    }
+
+    /// The record's bytes.
+    #[must_use]
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec_pretty(self).expect("metadata has only strings and numbers")
     }
 
     pub(super) fn store(&self, sidecar: &Folder, name: &str) -> Result<(), EngineError> {
-        let bytes = serde_json::to_vec_pretty(self).expect("metadata has only strings and numbers");
-        sidecar.replace(name, &bytes)
+        sidecar.replace(name, &self.to_json())
     }
 }

@@ -158,12 +158,13 @@ impl Registry {
     }
 }
 
-/// Serves one session from its first frame to its end. The result is for the agent's log and metrics; the peer has
-/// been told.
+/// Serves one session from its first frame to its end. The result is for the agent's log and metrics, and so is what
+/// is counted in `progress`; the peer has been told.
 pub async fn accept(
     with: &Accepted,
     tunnel: Tunnel,
     disk: SessionDisk,
+    progress: Arc<Progress>,
 ) -> Result<Option<Receipt>, EngineError> {
     let peer = tunnel.peer().as_str().to_owned();
     let (handle, data, inbox, received) = tunnel.split();
@@ -173,7 +174,6 @@ pub async fn accept(
             other => return Err(session::SessionError::Unexpected(other.tag()).into()),
         };
         let cancel = CancellationToken::new();
-        let progress = Arc::new(Progress::default());
         let entry = Entry {
             peer: peer.clone(),
             volume: format!("{}/{}", open.pool, open.name),

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use reduce::HashKey;
 use tokio::time::Instant;
-use tunnel::{CloseCode, Credentials, DialOptions, Tunnel, memory_pair};
-use volume::{Generation, SessionId};
+use tunnel::{CloseCode, Credentials, DialOptions, PeerName, Transport, Tunnel, memory_pair};
+use volume::{ByteLen, Generation, SessionId};
 use wire::{Control, Direction, FailCode, Offer, Open};
 
 use super::grant::grant;
@@ -114,11 +115,40 @@ pub async fn push(
             Err(error) => patience.wait(context, error).await?,
         }
     };
+    let (sealed, key, met) = sealed;
     let receipt = Receipt::parse(&sealed.receipt)?;
+    check_receipt(&receipt, size, &key, &state)?;
+    // The key is what the receipt can be checked with later, against the source or a copy of it.
+    Keys::new(Folder::open_or_create(&context.options.state.join("keys"))?).remember(&key)?;
     state.forget()?;
     opened.close().await?;
     let cpu_rx = Some(Duration::from_micros(sealed.cpu_micros));
-    Ok(begun.summary(receipt, context.progress.snapshot(), Some(begun.cpu()), cpu_rx, resumed))
+    Ok(begun.summary(receipt, context.progress.snapshot(), Some(begun.cpu()), cpu_rx, resumed, met))
+}
+
+/// A receipt must state what was sent, in this session; its signature is for the caller to check.
+fn check_receipt(
+    receipt: &Receipt,
+    size: ByteLen,
+    key: &HashKey,
+    state: &SenderState,
+) -> Result<(), EngineError> {
+    let body = &receipt.body;
+    let sent = [
+        ("size", size.0.to_string(), body.size.to_string()),
+        ("root", state.root(key)?.to_string(), body.root.clone()),
+        ("key_id", key.id().to_string(), body.key_id.clone()),
+        ("session", state.session().to_string(), body.session.clone()),
+    ];
+    match sent.into_iter().find(|(_, ours, theirs)| ours != theirs) {
+        None => Ok(()),
+        Some((field, ours, theirs)) => {
+            let what = format!(
+                "the receipt states {field} {theirs}, but {ours} was sent: the receiver is faulty or dishonest; do not rely on that copy"
+            );
+            Err(EngineError::refused(FailCode::RootMismatch, what))
+        }
+    }
 }
 
 async fn push_once(
@@ -128,10 +158,11 @@ async fn push_once(
     remote: &RemoteVolume,
     disk: &SessionDisk,
     state: &mut SenderState,
-) -> Result<wire::Sealed, EngineError> {
+) -> Result<(wire::Sealed, HashKey, Met), EngineError> {
     let volume = source.volume();
     let size = volume.geometry().size;
     let (handle, data, inbox, _received) = dial(context, dialler, disk).await?.split();
+    let met = Met::over(&handle, state.session());
     let open = open_frame(context, state.session(), Direction::Push, dialler, remote);
     let offer = Offer { size, remembered_key: state.offered_key(), generation: state.generation() };
     let granted = async {
@@ -163,7 +194,9 @@ async fn push_once(
                 stop: &context.stop,
                 cancel: &context.cancel,
             };
-            tracing::Instrument::instrument(send(&ends, attempt), span).await
+            let key = HashKey::from_bytes(attempt.grant.key.0);
+            let sealed = tracing::Instrument::instrument(send(&ends, attempt), span).await;
+            sealed.map(|sealed| (sealed, key, met))
         }
         Err(error) => Err(error),
     };
@@ -187,13 +220,13 @@ pub async fn pull(
     };
     let mut resumed = false;
     let mut patience = Patience::new();
-    let receipt = loop {
+    let (receipt, met) = loop {
         match pull_once(context, dialler, remote, target, &disk, session, &mut resumed).await {
-            Ok(receipt) => break receipt,
+            Ok(received) => break received,
             Err(error) => patience.wait(context, error).await?,
         }
     };
-    Ok(begun.summary(receipt, context.progress.snapshot(), None, Some(begun.cpu()), resumed))
+    Ok(begun.summary(receipt, context.progress.snapshot(), None, Some(begun.cpu()), resumed, met))
 }
 
 async fn pull_once(
@@ -204,8 +237,9 @@ async fn pull_once(
     disk: &SessionDisk,
     session: SessionId,
     resumed: &mut bool,
-) -> Result<Receipt, EngineError> {
+) -> Result<(Receipt, Met), EngineError> {
     let (handle, _data, inbox, received) = dial(context, dialler, disk).await?.split();
+    let met = Met::over(&handle, session);
     let open = open_frame(context, session, Direction::Pull, dialler, remote);
     let result = async {
         say(&handle, &inbox, Control::Open(open)).await?;
@@ -219,7 +253,7 @@ async fn pull_once(
         match result {
             Ok((receipt, was_resumed)) => {
                 *resumed |= was_resumed;
-                Ok(receipt)
+                Ok((receipt, met))
             }
             Err(error) => Err(error),
         }
@@ -368,7 +402,8 @@ pub async fn copy_locally(
     state.forget()?;
     opened.close().await?;
     let cpu = begun.cpu();
-    Ok(begun.summary(receipt, context.progress.snapshot(), Some(cpu), Some(cpu), was_resumed))
+    let met = Met { transport: Transport::Memory, peer: None, session };
+    Ok(begun.summary(receipt, context.progress.snapshot(), Some(cpu), Some(cpu), was_resumed, met))
 }
 
 fn open_frame(
@@ -407,6 +442,19 @@ pub(super) async fn close(handle: &tunnel::TunnelHandle, error: Option<&EngineEr
     handle.ended().await;
 }
 
+/// Whom the last attempt met, and how.
+struct Met {
+    transport: Transport,
+    peer: Option<PeerName>,
+    session: SessionId,
+}
+
+impl Met {
+    fn over(handle: &tunnel::TunnelHandle, session: SessionId) -> Self {
+        Self { transport: handle.transport(), peer: Some(handle.peer().clone()), session }
+    }
+}
+
 struct Begun {
     at: Instant,
     cpu: Duration,
@@ -428,7 +476,10 @@ impl Begun {
         cpu_tx: Option<Duration>,
         cpu_rx: Option<Duration>,
         resumed: bool,
+        met: Met,
     ) -> Summary {
-        Summary { receipt, counters, elapsed: self.at.elapsed(), cpu_tx, cpu_rx, resumed }
+        let Met { transport, peer, session } = met;
+        let elapsed = self.at.elapsed();
+        Summary { receipt, counters, elapsed, cpu_tx, cpu_rx, resumed, transport, peer, session }
     }
 }
