@@ -9,6 +9,30 @@ pub const LOG: &str = "NOVAFERRY_LOG";
 /// Where systemd puts the files of `LoadCredential=` (`systemd.exec(5)`); set by systemd only.
 pub const CREDENTIALS_DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
 
+/// Where systemd wants the state (`StateDirectory=`); set by systemd, a colon-separated list of which the first counts.
+pub const STATE_DIRECTORY: &str = "STATE_DIRECTORY";
+
+/// Where a user's programs keep their state (XDG base directories); used when it is absolute.
+pub const XDG_STATE_HOME: &str = "XDG_STATE_HOME";
+
+/// The user's home.
+pub const HOME: &str = "HOME";
+
+/// systemd's state folder.
+#[must_use]
+pub fn state_directory() -> Option<PathBuf> {
+    let value = std::env::var_os(STATE_DIRECTORY)?;
+    let first = std::env::split_paths(&value).next()?;
+    first.is_absolute().then_some(first)
+}
+
+/// The folder for the state of a user's programs.
+#[must_use]
+pub fn user_state_folder() -> Option<PathBuf> {
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    absolute(XDG_STATE_HOME).or_else(|| Some(absolute(HOME)?.join(".local/state")))
+}
+
 /// The log filter, when set and not empty. A value that is not UTF-8 is returned lossily, so that its parser refuses
 /// it by name instead of it being ignored.
 #[must_use]

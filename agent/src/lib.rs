@@ -1,9 +1,22 @@
 //! The novaferry agent: copies volumes between hosts.
 //!
-//! This library holds what the binary wires together: certificates ([`pki`]), the configuration file ([`config`]),
-//! logs, traces and metrics ([`observe`]), and the names of all environment variables ([`env`]).
+//! This library is the binary `novaferry-agent`, whose `main` only calls [`cli::run`]: the command line ([`cli`]), what
+//! each command does ([`copy`], [`verify`], [`daemon`]), the daemon's local socket ([`control`]), what is printed
+//! ([`output`], [`failure`]), names of volumes ([`address`]), certificates ([`pki`]), the configuration file
+//! ([`config`]), logs, traces and metrics ([`observe`]), and the names of all environment variables ([`env`]).
 
+pub mod address;
+pub mod cli;
 pub mod config;
+pub mod control;
+pub mod copy;
+pub mod credentials;
+pub mod daemon;
 pub mod env;
+pub mod failure;
 pub mod observe;
+pub mod output;
 pub mod pki;
+pub mod signals;
+pub mod state;
+pub mod verify;

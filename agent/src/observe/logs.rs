@@ -44,8 +44,16 @@ impl Telemetry {
 /// [`ObserveError`]: a bad filter in the environment, a bad endpoint, or a second call.
 pub fn init(log: &Log, otlp: Option<&Otlp>, host: &str) -> Result<Telemetry, ObserveError> {
     let (subscriber, telemetry) = subscriber(log, env::log_filter(), otlp, host, std::io::stderr)?;
-    subscriber.try_init().map_err(|_second| ObserveError::Twice { what: "logging" })?;
+    install(subscriber)?;
     Ok(telemetry)
+}
+
+/// Makes a subscriber that of the whole process.
+///
+/// # Errors
+/// [`ObserveError::Twice`] at the second call.
+pub fn install(subscriber: impl Subscriber + Send + Sync + 'static) -> Result<(), ObserveError> {
+    subscriber.try_init().map_err(|_second| ObserveError::Twice { what: "logging" })
 }
 
 /// What [`init`] installs, for tests to use in their own scope. `filter` wins over the level in `log`.

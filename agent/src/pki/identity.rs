@@ -182,6 +182,12 @@ impl Identity {
         &self.chain
     }
 
+    /// [`Self::certificate_chain`] as PEM, and nothing else that may stand in the file: what a receipt carries.
+    #[must_use]
+    pub fn chain_pem(&self) -> String {
+        self.chain.iter().map(|certificate| report::to_pem(certificate)).collect()
+    }
+
     /// The host's own certificate: what a receipt carries so that it can be checked offline.
     #[must_use]
     pub fn certificate(&self) -> &CertificateDer<'static> {

@@ -275,3 +275,31 @@ pub fn show(folder: &Path, now: SystemTime) -> Result<CertificateReport, PkiErro
     let list = if path.exists() { lists(&files::read_text(&path)?, &path)?.into_iter().next() } else { None };
     CertificateReport::of(&certificate, list.as_ref(), now)
 }
+
+/// Digits of base 64 (RFC 4648, section 4).
+const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+/// Characters a line (RFC 7468, section 2).
+const PEM_LINE: usize = 64;
+
+/// A certificate as PEM (RFC 7468).
+pub(super) fn to_pem(certificate: &CertificateDer<'_>) -> String {
+    let mut digits = String::new();
+    for group in certificate.chunks(3) {
+        let bits =
+            group.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
+        for nth in 0..4 {
+            let digit = BASE64[(bits >> (18 - 6 * nth) & 63) as usize];
+            digits.push(if nth <= group.len() { char::from(digit) } else { '=' });
+        }
+    }
+    let mut text = String::from("-----BEGIN CERTIFICATE-----\n");
+    let mut rest = digits.as_str();
+    while !rest.is_empty() {
+        let (line, after) = rest.split_at(rest.len().min(PEM_LINE));
+        text.push_str(line);
+        text.push('\n');
+        rest = after;
+    }
+    text.push_str("-----END CERTIFICATE-----\n");
+    text
+}

@@ -90,6 +90,23 @@ impl TrustStore {
         Self::new(roots, &lists)
     }
 
+    /// Checks the chain in PEM that a receipt carries, as of the receipt's time. `whence` names it in messages.
+    ///
+    /// # Errors
+    /// As [`Self::verify`].
+    pub fn verify_signer(
+        &self,
+        pem: &str,
+        whence: &Path,
+        time: SystemTime,
+    ) -> Result<VerifiedPeer, PkiError> {
+        let chain = report::certificates(pem, whence)?;
+        let Some((leaf, intermediates)) = chain.split_first() else {
+            return Err(PkiError::malformed(whence, "a certificate of its signer"));
+        };
+        self.verify(leaf, intermediates, Usage::Server, time)
+    }
+
     /// Checks that `leaf` leads to a trusted CA, is valid at `now` and not revoked, may be used for `usage`, holds
     /// an Ed25519 key and names one host.
     ///
