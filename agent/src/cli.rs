@@ -504,7 +504,7 @@ fn serve(args: &ServeArgs) -> Result<(), Failure> {
 fn session(args: SessionArgs) -> (Format, Result<(), Failure>) {
     let SessionArgs { command } = args;
     let (socket, request) = match command {
-        SessionCommand::List { socket } => (socket, control::Request::List),
+        SessionCommand::List { socket } => (socket, control::Request::List {}),
         SessionCommand::Cancel { session, socket } => {
             (socket, control::Request::Cancel { session: session.to_string() })
         }

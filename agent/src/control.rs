@@ -26,7 +26,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 #[serde(tag = "command", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Request {
     /// All sessions.
-    List,
+    List {},
     /// The end of one.
     Cancel {
         /// Which.
@@ -119,7 +119,7 @@ mod tests {
     #[test]
     fn the_protocol_is_as_documented() {
         let list: Request = serde_json::from_str(r#"{"command":"list"}"#).unwrap();
-        assert_eq!(list, Request::List);
+        assert_eq!(list, Request::List {});
         let cancel: Request = serde_json::from_str(r#"{"command":"cancel","session":"ab"}"#).unwrap();
         assert_eq!(cancel, Request::Cancel { session: "ab".to_owned() });
         for bad in

@@ -132,7 +132,17 @@ impl From<EngineError> for Failure {
     fn from(error: EngineError) -> Self {
         let resumable = error.is_resumable();
         let exit = if resumable { Exit::Interrupted } else { Exit::Failed };
-        Self { resumable, exit, ..Self::from_error(code_of(&error), &error) }
+        let mut failure = Self::from_error(code_of(&error), &error);
+        // A tunnel's error knows its advice, which may stand in its causes too.
+        if let EngineError::Tunnel(tunnel) = &error {
+            let advice = tunnel.advice();
+            failure.message = error.chain();
+            if let Some(advice) = advice {
+                failure.message = failure.message.replace(&format!("; {advice}"), "");
+            }
+            failure.advice = advice.map(ToOwned::to_owned);
+        }
+        Self { resumable, exit, ..failure }
     }
 }
 
@@ -168,13 +178,9 @@ impl From<ControlError> for Failure {
 
 #[cfg(test)]
 mod tests {
-    use session_codes::*;
+    use wire::FailCode;
 
     use super::*;
-
-    mod session_codes {
-        pub(super) use wire::FailCode;
-    }
 
     #[test]
     fn exit_codes_follow_what_can_be_done() {

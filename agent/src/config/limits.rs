@@ -36,7 +36,7 @@ pub struct Limits {
     pub total_memory: ByteSize,
     /// Memory of one session's table of known chunks; `None` when dedup is off (`dedup_memory = "0"`).
     pub dedup_memory: Option<ByteSize>,
-    /// Rate of all sessions together, in each direction; `None` for as fast as the link.
+    /// Rate of each session, both directions together; `None` for as fast as the link.
     pub rate: Option<Rate>,
 }
 

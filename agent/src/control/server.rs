@@ -125,7 +125,7 @@ async fn converse(stream: UnixStream, registry: &Registry) -> std::io::Result<()
 #[must_use]
 pub fn answer(request: &Request, registry: &Registry) -> Answer {
     match request {
-        Request::List => Answer::Sessions(registry.list().iter().map(listed).collect()),
+        Request::List {} => Answer::Sessions(registry.list().iter().map(listed).collect()),
         Request::Cancel { session } => {
             let cancelled = session.parse().is_ok_and(|id| registry.cancel(id));
             if cancelled {
@@ -173,7 +173,7 @@ mod tests {
         assert_eq!(mode, 0o600);
         let stop = CancellationToken::new();
         let server = tokio::spawn(socket.serve(Registry::new(4), stop.clone()));
-        assert_eq!(ask(&path, &Request::List).await.unwrap(), Answer::Sessions(Vec::new()));
+        assert_eq!(ask(&path, &Request::List {}).await.unwrap(), Answer::Sessions(Vec::new()));
         let cancel = Request::Cancel { session: "ab".repeat(16) };
         assert!(matches!(ask(&path, &cancel).await.unwrap(), Answer::Error(_)));
         let mut stream = UnixStream::connect(&path).await.unwrap();

@@ -56,6 +56,13 @@ pub fn install(subscriber: impl Subscriber + Send + Sync + 'static) -> Result<()
     subscriber.try_init().map_err(|_second| ObserveError::Twice { what: "logging" })
 }
 
+/// quinn's socket layer warns of every datagram that the kernel refuses, such as while the peer restarts. What follows
+/// from it, a lost or refused connection, is said by us; so only a filter that names that layer lets it speak.
+fn with_quiet_socket(filter: &str) -> String {
+    const LAYER: &str = "quinn_udp";
+    if filter.contains(LAYER) { filter.to_owned() } else { format!("{filter},{LAYER}=error") }
+}
+
 /// What [`init`] installs, for tests to use in their own scope. `filter` wins over the level in `log`.
 ///
 /// # Errors
@@ -71,7 +78,8 @@ where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let value = filter.unwrap_or_else(|| log.level.clone());
-    let filter = EnvFilter::try_new(&value).map_err(|source| ObserveError::Filter { value, source })?;
+    let filter = EnvFilter::try_new(with_quiet_socket(&value))
+        .map_err(|source| ObserveError::Filter { value, source })?;
     let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     let lines: Box<dyn Layer<Registry> + Send + Sync> = match log.format {
         LogFormat::Text => Box::new(lines.with_ansi(false).with_filter(filter)),

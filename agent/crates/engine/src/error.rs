@@ -49,7 +49,7 @@ pub enum EngineError {
         detail: String,
     },
     /// Somebody cancelled the session.
-    #[error("the session was cancelled")]
+    #[error("the session was cancelled; run the same command again to go on where it stopped")]
     Cancelled,
     /// The process was asked to stop; everything acknowledged is durable.
     #[error("stopped on request; run the same command again to continue")]

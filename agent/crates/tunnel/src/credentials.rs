@@ -14,6 +14,7 @@ use zeroize::Zeroize;
 
 use crate::error::TunnelError;
 use crate::identity::PeerName;
+use crate::reset::ResetKey;
 use crate::verify::PeerVerifier;
 
 /// A host's certificate and key, the CA's certificates and revocation lists. Cloning is cheap.
@@ -23,6 +24,7 @@ pub struct Credentials {
     name: PeerName,
     roots: Arc<RootCertStore>,
     revocations: Arc<[CertRevocationList<'static>]>,
+    reset_key: ResetKey,
 }
 
 impl Credentials {
@@ -44,10 +46,12 @@ impl Credentials {
         let name = PeerName::from_certificate(leaf)
             .map_err(|error| TunnelError::config("read the host name in our certificate").caused_by(error))?;
         let signer = provider().key_provider.load_private_key(key.clone_key());
+        let reset_key = ResetKey::derive(&provider(), key.secret_der());
         key.zeroize();
         let signer = signer.map_err(|error| {
             TunnelError::config("load the private key of our certificate").caused_by(error)
         })?;
+        let reset_key = reset_key.ok_or_else(|| TunnelError::config("derive a key without TLS 1.3"))?;
         let identity = CertifiedKey::new(chain, signer);
         identity.keys_match().map_err(|error| {
             TunnelError::config("the private key does not belong to our certificate").caused_by(error)
@@ -64,13 +68,18 @@ impl Credentials {
             .map(|list| OwnedCertRevocationList::from_der(list.as_ref()).map(CertRevocationList::from))
             .collect::<Result<_, _>>()
             .map_err(|error| TunnelError::config("read a revocation list").caused_by(error))?;
-        Ok(Self { identity: Arc::new(identity), name, roots: Arc::new(store), revocations })
+        Ok(Self { identity: Arc::new(identity), name, roots: Arc::new(store), revocations, reset_key })
     }
 
     /// The name in our own certificate.
     #[must_use]
     pub fn name(&self) -> &PeerName {
         &self.name
+    }
+
+    /// What stateless resets are signed with.
+    pub(crate) fn reset_key(&self) -> Arc<ResetKey> {
+        Arc::new(self.reset_key.clone())
     }
 
     fn verifier(&self, expect: Option<PeerName>) -> Arc<PeerVerifier> {

@@ -314,7 +314,7 @@ async fn quic(
     let (socket, refused) =
         TunnelSocket::new(udp, options.profile.max_mtu()).map_err(config("use a UDP socket"))?;
     let endpoint = quinn::Endpoint::new_with_abstract_socket(
-        profile::endpoint(options.profile, lane)?,
+        profile::endpoint(options.profile, lane, credentials)?,
         None,
         socket,
         Arc::new(quinn::TokioRuntime),

@@ -35,6 +35,7 @@ mod options;
 mod profile;
 mod quic_lane;
 mod registry;
+mod reset;
 mod socket;
 mod stats;
 mod tcp_lane;

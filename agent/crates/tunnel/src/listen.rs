@@ -118,7 +118,7 @@ impl Listener {
                 let _context = runtime.enter();
                 let mtu = shared.options.profile.max_mtu();
                 let (socket, _refused) = TunnelSocket::new(udp, mtu).map_err(failed)?;
-                let config = profile::endpoint(shared.options.profile, number)?;
+                let config = profile::endpoint(shared.options.profile, number, credentials)?;
                 let quinn_runtime = Arc::new(quinn::TokioRuntime);
                 quinn::Endpoint::new_with_abstract_socket(config, Some(quic.clone()), socket, quinn_runtime)
                     .map_err(failed)?

@@ -7,6 +7,7 @@ use quinn::congestion::{BbrConfig, CubicConfig};
 use quinn::{EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use crate::connection_id::WorkerConnectionIds;
+use crate::credentials::Credentials;
 use crate::error::TunnelError;
 use crate::options::{Profile, Windows};
 
@@ -106,8 +107,12 @@ pub(crate) fn open_windows(connection: &quinn::Connection, windows: Windows) {
     connection.set_max_concurrent_uni_streams(streams(windows.receive));
 }
 
-pub(crate) fn endpoint(profile: Profile, worker: u8) -> Result<EndpointConfig, TunnelError> {
-    let mut config = EndpointConfig::default();
+pub(crate) fn endpoint(
+    profile: Profile,
+    worker: u8,
+    credentials: &Credentials,
+) -> Result<EndpointConfig, TunnelError> {
+    let mut config = EndpointConfig::new(credentials.reset_key());
     config
         .max_udp_payload_size(profile.max_mtu())
         .map_err(|error| TunnelError::config("configure the largest UDP payload").caused_by(error))?

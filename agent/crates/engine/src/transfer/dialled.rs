@@ -105,7 +105,8 @@ pub async fn push(
     let fingerprint = opened.volume().fingerprint().await?;
     let mut state =
         SenderState::open(&context.options.state, &source.label()?, &destination, size, fingerprint)?;
-    let resumed = state.is_resumed();
+    // A session that was remembered but never granted (refused, nobody there) had not begun.
+    let resumed = state.is_resumed() && state.generation() > Generation(0);
     Progress::set(&context.progress.size, size.0);
     let mut patience = Patience::new();
     let sealed = loop {
