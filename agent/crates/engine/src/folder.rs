@@ -105,6 +105,16 @@ impl Folder {
         }
     }
 
+    /// When a file was last changed, or `None` when it is not there.
+    pub fn modified(&self, name: &str) -> Result<Option<std::time::SystemTime>, EngineError> {
+        if !self.has(name)? {
+            return Ok(None);
+        }
+        let file = File::from(self.open_at(name, OFlags::RDONLY)?);
+        let modified = file.metadata().and_then(|metadata| metadata.modified());
+        modified.map(Some).map_err(|error| EngineError::sidecar("look at", &self.path.join(name), error))
+    }
+
     /// Names of the folders beneath this one.
     pub fn folders(&self) -> Result<Vec<String>, EngineError> {
         self.names(FileType::Directory)

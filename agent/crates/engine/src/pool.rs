@@ -1,6 +1,7 @@
 //! Pools: folders of volumes that peers may push to and pull from.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use disk::{Disk, FileSource, SourceOptions};
 use reduce::dedup::{Location, VolumeSlot};
@@ -28,6 +29,8 @@ pub struct Pool {
     quota: Option<u64>,
     push: Vec<String>,
     pull: Vec<String>,
+    /// Held from the check of the quota until the new volume counts in it.
+    admission: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// A sealed volume of a pool, as it is listed.
@@ -48,11 +51,24 @@ impl Pool {
         push: Vec<String>,
         pull: Vec<String>,
     ) -> Result<Self, EngineError> {
-        let pool = Self { name: name.to_owned(), root: Folder::open(path)?, quota, push, pull };
+        let pool = Self {
+            name: name.to_owned(),
+            root: Folder::open(path)?,
+            quota,
+            push,
+            pull,
+            admission: Arc::default(),
+        };
         for volume in pool.sidecars()?.folders()? {
             Home::in_pool(&pool.root, name, &volume)?.finish_publishing()?;
         }
         Ok(pool)
+    }
+
+    /// The right to admit a volume: held from [`Self::home`] until its target is open, so that two sessions do not
+    /// both fit into what is left of the quota.
+    pub async fn admission(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        Arc::clone(&self.admission).lock_owned().await
     }
 
     /// Its name.

@@ -32,6 +32,7 @@ use volume::{ByteLen, Content, ExtentIndex, Generation, Sink};
 use wire::{FailCode, Mode, VolumeFormat};
 
 use crate::error::EngineError;
+use crate::folder::Folder;
 use crate::journal::{self, HeaderV1, Journal};
 use crate::leaves::LeafFile;
 use crate::receipt::Receipt;
@@ -109,7 +110,7 @@ impl Target {
     /// Blocks on the file system.
     fn prepare(home: Home, key: HashKey, request: &Request) -> Result<Prepared, EngineError> {
         let sidecar = home.sidecar();
-        let Some(lock) = sidecar.lock()? else {
+        let Some(lock) = wait_for_lock(sidecar)? else {
             let what = format!("another session works on {}; wait for it or cancel it", home.label());
             return Err(EngineError::refused(FailCode::Busy, what));
         };
@@ -402,6 +403,19 @@ impl Target {
         .await
         .map_err(|error| EngineError::Corrupt(format!("sealing panicked: {error}")))?
     }
+}
+
+/// Tries for the lock as long as a session whose tunnel was lost may take to finish the commit that it is in.
+fn wait_for_lock(sidecar: &Folder) -> Result<Option<File>, EngineError> {
+    const TRIES: u32 = 100;
+    const PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
+    for _ in 0..TRIES {
+        if let Some(lock) = sidecar.lock()? {
+            return Ok(Some(lock));
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(None)
 }
 
 struct Prepared {

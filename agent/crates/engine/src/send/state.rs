@@ -270,6 +270,29 @@ impl SenderState {
         self.leaves.root(key)
     }
 
+    /// Forgets sessions that nobody came back for: those whose record is older than `age`. Sessions that a process
+    /// works on are left alone. Call it at start.
+    pub fn forget_older_than(base: &Path, age: std::time::Duration) -> Result<u64, EngineError> {
+        let sending = Folder::open_or_create(&base.join("sending"))?;
+        let mut forgotten = 0;
+        for name in sending.folders()? {
+            let folder = sending.folder(&name)?;
+            let Some(_lock) = folder.lock()? else { continue };
+            let old = match folder.modified(RECORD)? {
+                Some(time) => time.elapsed().is_ok_and(|since| since > age),
+                // No record: forgotten before, or never begun.
+                None => false,
+            };
+            if old {
+                for name in [RECORD, JOURNAL, LEAVES, SENT] {
+                    folder.remove(name)?;
+                }
+                forgotten += 1;
+            }
+        }
+        Ok(forgotten)
+    }
+
     /// The volume is sealed: nothing needs to be remembered any more.
     pub fn forget(self) -> Result<(), EngineError> {
         // The record first: without it the rest means nothing.

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use hypervisor::nbd::Uri;
-use rustix::fs::{OFlags, RenameFlags};
+use rustix::fs::{AtFlags, OFlags, RenameFlags};
 use rustix::io::Errno;
 use volume::SessionId;
 use wire::FailCode;
@@ -169,13 +169,17 @@ impl Home {
 impl Folder {
     /// Renames `name` of `from` into this folder, durably, unless something is there.
     fn rename_without_replacing(&self, from: &Self, name: &str, new_name: &str) -> Result<(), Errno> {
-        rustix::fs::renameat_with(
-            from.descriptor(),
-            name,
-            self.descriptor(),
-            new_name,
-            RenameFlags::NOREPLACE,
-        )?;
+        let no_replace = RenameFlags::NOREPLACE;
+        match rustix::fs::renameat_with(from.descriptor(), name, self.descriptor(), new_name, no_replace) {
+            // File systems without the flag (renameat2(2)): a link fails in the same way when the name is taken.
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                let none = AtFlags::empty();
+                rustix::fs::linkat(from.descriptor(), name, self.descriptor(), new_name, none)?;
+                rustix::fs::fsync(self.descriptor())?;
+                rustix::fs::unlinkat(from.descriptor(), name, none)?;
+            }
+            renamed => renamed?,
+        }
         rustix::fs::fsync(self.descriptor())?;
         rustix::fs::fsync(from.descriptor())
     }

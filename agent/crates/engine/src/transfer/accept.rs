@@ -275,6 +275,7 @@ impl One<'_> {
     async fn open_target(&self, offer: &Offer) -> Result<(Target, PoolContent, wire::Grant), EngineError> {
         let pool = self.pool()?.clone();
         pool.allow_push(self.peer)?;
+        let admission = pool.admission().await;
         let limits = self.with.process.limits();
         let request = Request {
             owner: self.peer.to_owned(),
@@ -299,6 +300,7 @@ impl One<'_> {
         .await
         .map_err(|error| EngineError::Corrupt(format!("opening the pool panicked: {error}")))??;
         let target = Target::open(home, &self.disk.disk, key, &request).await?;
+        drop(admission);
         let grant = grant(&target, offer, self.open.mode, &content, limits)?;
         Ok((target, content, grant))
     }
