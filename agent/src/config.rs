@@ -59,7 +59,7 @@ pub enum LogFormat {
 pub struct Log {
     /// How lines look.
     pub format: LogFormat,
-    /// Filter such as `info` or `engine=debug,info`; the environment's `NOVAFERRY_LOG` wins over it.
+    /// Filter such as `info` or `novaferry_engine=debug,info`; the environment's `NOVAFERRY_LOG` wins over it.
     pub level: String,
 }
 
@@ -211,7 +211,8 @@ fn log_level(value: Option<String>) -> Result<String, ConfigError> {
         Err(error) => Err(ConfigError::value(
             "log.level",
             &level,
-            "write error, warn, info, debug or trace, or a list such as \"engine=debug,info\"".into(),
+            "write error, warn, info, debug or trace, or a list such as \"novaferry_engine=debug,info\""
+                .into(),
         )
         .caused_by(error)),
     }

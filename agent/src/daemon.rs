@@ -144,7 +144,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     };
     let mut keeper = identity::Keeper::new(watcher);
     let mut sessions = Sessions::new(accepted, most, config.limits.sessions_per_peer);
-    let mut meter = Meter::default();
+    let mut meter = Meter::new(config.limits.session_memory.0);
     keeper.warn(now);
     meter.identity(keeper.current());
     health.set(HealthState::Ready);

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// Log filter in the syntax of `tracing_subscriber::EnvFilter` (`info`, `engine=debug,info`); wins over `[log] level`.
+/// Log filter in the syntax of `tracing_subscriber::EnvFilter` (`info`, `novaferry_engine=debug,info`); wins over `[log] level`.
 pub const LOG: &str = "NOVAFERRY_LOG";
 
 /// Where systemd puts the files of `LoadCredential=` (`systemd.exec(5)`); set by systemd only.

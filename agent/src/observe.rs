@@ -23,7 +23,7 @@ pub const GENERATION_FIELD: &str = "generation";
 pub enum ObserveError {
     /// The filter in the environment cannot be parsed.
     #[error(
-        "{} = {value:?} is no log filter; write a level such as \"info\", or a list such as \"engine=debug,info\"",
+        "{} = {value:?} is no log filter; write a level such as \"info\", or a list such as \"novaferry_engine=debug,info\"",
         crate::env::LOG
     )]
     Filter {

@@ -55,7 +55,7 @@ fn every_key_is_taken() {
         socket = "/srv/agent.sock"
         [log]
         format = "json"
-        level = "engine=debug,info"
+        level = "novaferry_engine=debug,info"
         [otlp]
         endpoint = "http://127.0.0.1:4318/"
         "#,
@@ -111,7 +111,7 @@ fn messages_name_the_key_the_value_and_what_to_write() {
         ("[log]\nformat = \"xml\"".into(), r#"log.format = "xml" is not possible; write "text" or "json""#),
         (
             "[log]\nlevel = \"engine=loud\"".into(),
-            r#"log.level = "engine=loud" is not possible; write error, warn, info, debug or trace, or a list such as "engine=debug,info""#,
+            r#"log.level = "engine=loud" is not possible; write error, warn, info, debug or trace, or a list such as "novaferry_engine=debug,info""#,
         ),
         (
             "[otlp]\nendpoint = \"127.0.0.1:4318\"".into(),

@@ -1,13 +1,13 @@
 //! Every metric that novaferry has: name, kind and help text in one place.
 //!
-//! Labels: `direction` is [`SENT`] or [`RECEIVED`]; `link` is the local address of a connection; `kind` is an
+//! Labels: `direction` is [`SENT`] or [`RECEIVED`]; `link` is the other host's name; `kind` is an
 //! error's kind. Sessions are no label: their number is unbounded over time.
 
 use metrics::Unit;
 
 /// Label with the direction of data.
 pub const DIRECTION: &str = "direction";
-/// Label with the local address of a connection.
+/// Label with the name of the host at the other end.
 pub const LINK: &str = "link";
 /// Label with an error's kind.
 pub const KIND: &str = "kind";
@@ -31,9 +31,9 @@ pub const ZERO_BYTES: &str = "novaferry_zero_bytes_total";
 /// Bytes that were sent again after an interruption.
 pub const RESENT_BYTES: &str = "novaferry_resent_bytes_total";
 /// Time of one fdatasync of data.
-pub const FSYNC_SECONDS: &str = "novaferry_fsync_seconds";
-/// Time from data in memory to its acknowledgement.
-pub const COMMIT_SECONDS: &str = "novaferry_commit_seconds";
+pub const FSYNC_SECONDS: &str = engine::receive::FSYNC_SECONDS;
+/// Time of one group commit: flush and journal.
+pub const COMMIT_SECONDS: &str = engine::receive::COMMIT_SECONDS;
 /// Round-trip time, by link.
 pub const LINK_RTT_SECONDS: &str = "novaferry_link_rtt_seconds";
 /// Congestion window, by link.
@@ -42,7 +42,7 @@ pub const LINK_WINDOW_BYTES: &str = "novaferry_link_congestion_window_bytes";
 pub const LINK_LOST_PACKETS: &str = "novaferry_link_lost_packets_total";
 /// Size of all journals.
 pub const JOURNAL_BYTES: &str = "novaferry_journal_bytes";
-/// Memory of buffers that are in use.
+/// Memory that sessions hold for buffers.
 pub const BUFFERS_BYTES: &str = "novaferry_buffers_in_use_bytes";
 /// Errors, by kind.
 pub const ERRORS: &str = "novaferry_errors_total";
@@ -129,19 +129,19 @@ pub const ALL: &[Metric] = &[
         Histogram,
         Unit::Seconds,
         Later,
-        "Time from an extent's last write to its acknowledgement.",
+        "Time of one group commit: flush of the target and of the journal.",
     ),
-    metric(LINK_RTT_SECONDS, Gauge, Unit::Seconds, Later, "Smoothed round-trip time of a connection."),
-    metric(LINK_WINDOW_BYTES, Gauge, Unit::Bytes, Later, "Congestion window of a connection."),
+    metric(LINK_RTT_SECONDS, Gauge, Unit::Seconds, Later, "Smoothed round-trip time to a host."),
     metric(
-        LINK_LOST_PACKETS,
-        Counter,
-        Unit::Count,
+        LINK_WINDOW_BYTES,
+        Gauge,
+        Unit::Bytes,
         Later,
-        "Packets of a connection that were declared lost.",
+        "Congestion windows to a host, of its last session.",
     ),
+    metric(LINK_LOST_PACKETS, Counter, Unit::Count, Later, "Packets to a host that were declared lost."),
     metric(JOURNAL_BYTES, Gauge, Unit::Bytes, One, "Size of all journals in the state folder."),
-    metric(BUFFERS_BYTES, Gauge, Unit::Bytes, One, "Memory of buffers that hold data now."),
+    metric(BUFFERS_BYTES, Gauge, Unit::Bytes, One, "Memory that sessions hold for buffers."),
     metric(ERRORS, Counter, Unit::Count, Later, "Errors that ended or interrupted a session, by kind."),
     metric(
         CERTIFICATE_EXPIRY,

@@ -56,6 +56,11 @@ pub fn receive_buffers(pool: &Arc<dyn BufferPool>, buffers: usize) -> ReceiveBuf
     ReceiveBuffers { pool: Arc::clone(pool), permits: buffers.saturating_sub(ASSEMBLY_BUFFERS).max(4) }
 }
 
+/// Metric: time of one flush of a target.
+pub const FSYNC_SECONDS: &str = "novaferry_fsync_seconds";
+/// Metric: time of one group commit, flush and journal together.
+pub const COMMIT_SECONDS: &str = "novaferry_commit_seconds";
+
 /// What a receiver needs for one attempt, after the handshake.
 pub(crate) struct ReceiveAttempt<'a> {
     pub(crate) target: Target,
@@ -516,6 +521,7 @@ impl<'a> Driver<'a> {
             // was written since the last commit is read again and sent again, never flushed again.
             if let Some(sink) = sink {
                 sink.flush().await?;
+                metrics::histogram!(FSYNC_SECONDS).record(begun.elapsed());
             }
             let (journal_len, changes) = blocking(move || {
                 let mut target = locked(&target);
@@ -523,6 +529,7 @@ impl<'a> Driver<'a> {
                 Ok((target.journal_len()?, journal))
             })
             .await?;
+            metrics::histogram!(COMMIT_SECONDS).record(begun.elapsed());
             Ok(Finished::Committed { changes, took: begun.elapsed(), journal: journal_len })
         }));
         Ok(())
