@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use engine::pool::Pool;
 use engine::process::{Process, SessionLimits};
+use engine::send::SenderState;
 use engine::transfer::{Accepted, Registry};
 use sd_notify::NotifyState;
 use tokio::signal::unix::SignalKind;
@@ -37,6 +38,9 @@ const TICK: Duration = Duration::from_secs(2);
 const DRAIN: Duration = Duration::from_secs(150);
 /// How long connections may take to say goodbye after that.
 const GOODBYE: Duration = Duration::from_secs(5);
+/// Age at which what a sender remembers of an unfinished session is dropped at the next start; the session would begin
+/// again from what the receiver still holds.
+const FORGET: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Buffers of the engine.
 const BUFFER: u64 = 256 << 10;
 
@@ -107,6 +111,10 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let credentials = credentials::of(watcher.current())?;
     state::make(&config.state)?;
     let pools = Arc::new(open_pools(&config)?);
+    let forgotten = SenderState::forget_older_than(&config.state, FORGET)?;
+    if forgotten > 0 {
+        tracing::info!(forgotten, "sessions that nobody came back for are forgotten");
+    }
     let process = Process::start(session_limits(&config.limits), disk::Backend::Auto)?;
 
     // Signals before anything that others can see: one that comes early must not kill.

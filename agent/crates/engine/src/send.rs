@@ -24,8 +24,8 @@ use session::{Change, OldExtent, Outcome, Sender, SenderAction, SenderTerms};
 use tokio_util::sync::CancellationToken;
 use tunnel::{DataSender, Event, Inbox, OutgoingExtent, TunnelHandle};
 use volume::{
-    Buffer, BufferPool, ByteLen, ByteOffset, ByteRange, ChunkId, ExtentIndex, Fingerprint, Kind, Op, Source,
-    VolumeError,
+    Buffer, BufferPool, ByteLen, ByteOffset, ByteRange, CHUNK, ChunkId, ExtentIndex, Fingerprint, Kind, Op,
+    Source, VolumeError,
 };
 use wire::{ChunkEntry, Control, ExtentHead, Fail, Grant, PageSums, Sealed};
 
@@ -340,8 +340,11 @@ impl<'a> Driver<'a> {
         total.compress_time += cost.compress_time;
         total.cpu_time += cost.cpu_time;
         self.sample.plain += u64::from(frame.plain_len);
-        let dedup = frame.chunks.iter().filter(|chunk| matches!(chunk, ChunkEntry::Reference(_))).count();
-        Progress::add(&self.attempt.progress.dedup, dedup as u64 * volume::CHUNK);
+        let len = extent.range(self.attempt.size).map_or(0, ByteRange::len);
+        let referenced =
+            frame.chunks.iter().zip(0_u64..).filter(|(chunk, _)| matches!(chunk, ChunkEntry::Reference(_)));
+        let dedup = referenced.map(|(_, nth)| len.saturating_sub(nth * CHUNK).min(CHUNK)).sum();
+        Progress::add(&self.attempt.progress.dedup, dedup);
         let wire_len = frame.wire_len();
         self.ready.insert(extent.0, frame);
         Outcome::Frame { wire_len }
