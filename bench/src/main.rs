@@ -1,7 +1,30 @@
-//! Benchmark harness: calibration and cases.
+//! `novaferry-bench`: what this machine can do, and how much of that two agents on it reach.
+//!
+//! `calibrate` measures the constants of the model (CPU seconds per GB of each stage) and prints the model's ceiling for
+//! each case. `run` copies corpora between two real agent processes, verifies every byte, and prints what it took
+//! beside that ceiling and the goals. `README.md` beside this crate describes cases, model and the JSON lines.
+//!
+//! ```text
+//! cli ─► calibrate ─► model ─┐
+//!    └─► cases ─► corpus ────┤
+//!              └► agents     ├─► report
+//!              └► compare    ┘
+//! ```
+
+mod agents;
+mod calibrate;
+mod cases;
+mod cli;
+mod compare;
+mod corpus;
+mod machine;
+mod model;
+mod process;
+mod report;
+mod size;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    ExitCode::from(64)
+    cli::run()
 }

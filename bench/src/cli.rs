@@ -1,0 +1,153 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+
+use crate::cases::{Bench, Case};
+use crate::machine::Machine;
+use crate::report::{Output, Report};
+use crate::{calibrate, cases, size};
+
+/// Exit code for a wrong command line (sysexits.h).
+const USAGE: u8 = 64;
+/// Name of the agent's binary.
+const AGENT: &str = "novaferry-agent";
+
+/// Measures this machine, and what agents reach of what it can do.
+#[derive(Debug, Parser)]
+#[command(name = "novaferry-bench", version, max_term_width = 100, after_help = HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const HELP: &str = "\
+Exit codes: 0 it ran, whether goals are met or not; 1 something failed or a copy differs; 64 wrong usage.
+
+Examples:
+  novaferry-bench calibrate
+  novaferry-bench run incompressible --size 2GiB --repeat 5
+  novaferry-bench run all --output json > results.jsonl";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Measures the constants of this machine; prints them and the model's ceiling for each case.
+    Calibrate(Common),
+    /// Calibrates, copies between two agent processes, verifies every byte, prints rates, costs and goals.
+    Run(RunArgs),
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// Bytes that each constant is measured with.
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value_t = calibrate::DEFAULT_SAMPLE)]
+    sample: u64,
+    /// Where volumes are made and copied to; decides which disk is measured [default: the folder for temporary files].
+    #[arg(long, value_name = "DIR")]
+    folder: Option<PathBuf>,
+    /// What to print.
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// The case, or all of them.
+    #[arg(value_enum)]
+    case: Case,
+    /// Bytes of data instead of the case's own size; at least 1 MiB.
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    size: Option<u64>,
+    /// How often each case is run.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    repeat: u32,
+    /// Fixes the content of volumes and what the emulated link loses.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// The agent's binary [default: novaferry-agent beside this program].
+    #[arg(long, value_name = "PATH")]
+    agent: Option<PathBuf>,
+    /// Keep volumes and logs, and say where they are.
+    #[arg(long)]
+    keep: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Reads the command line and does what it says.
+pub(crate) fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // If not even the usage can be printed, the exit code is all that is left to say.
+            drop(error.print());
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let result = match cli.command {
+        Command::Calibrate(common) => calibrate(common),
+        Command::Run(args) => run_cases(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("novaferry-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn calibrate(common: Common) -> Result<()> {
+    let Common { sample, folder, output } = common;
+    let folder = folder.unwrap_or_else(std::env::temp_dir);
+    let machine = Machine::look()?;
+    let constants = calibrate::measure(&machine, &folder, sample)?;
+    Report(output).calibration(&machine, &constants, &cases::ceilings(&constants))
+}
+
+fn run_cases(args: RunArgs) -> Result<()> {
+    let RunArgs { case, size, repeat, seed, agent, keep, common: Common { sample, folder, output } } = args;
+    let agent = match agent {
+        Some(agent) => agent,
+        None => std::env::current_exe().context("find this program")?.with_file_name(AGENT),
+    };
+    let folder = folder.unwrap_or_else(std::env::temp_dir);
+    let mut folder = tempfile::Builder::new()
+        .prefix("novaferry-bench-")
+        .tempdir_in(&folder)
+        .with_context(|| format!("make a folder in {}", folder.display()))?;
+    folder.disable_cleanup(keep);
+    let report = Report(output);
+    let bench = Bench::new(&agent, folder.path(), seed, size)?;
+    let machine = Machine::look()?;
+    let constants = calibrate::measure(&machine, folder.path(), sample)?;
+    report.calibration(&machine, &constants, &cases::ceilings(&constants))?;
+    let result = cases::run(&bench, case, repeat, &constants, keep, report);
+    if keep {
+        eprintln!("novaferry-bench: volumes and logs are in {}", folder.path().display());
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_case_has_the_name_that_it_is_reported_under() {
+        use clap::ValueEnum;
+        for case in Case::value_variants() {
+            assert_eq!(case.to_possible_value().unwrap().get_name(), case.name());
+        }
+    }
+}
