@@ -8,9 +8,17 @@
 //! `corpus/NAME`, and add `targets/fuzz_targets/NAME.rs` with its `[[bin]]` in `targets/Cargo.toml`. The replay test
 //! names whatever is missing.
 
+mod at_rest;
+mod content;
+mod machines;
+mod outside;
 pub mod seeds;
 mod wire_format;
 
+pub use at_rest::{journal_fields, journal_replay, leaf_table, receipt, volume_meta};
+pub use content::{decompress, page_delta};
+pub use machines::{ordering, session};
+pub use outside::{certificate, config, nbd_replies, nbd_uri};
 pub use wire_format::{control, extent_head, frame_header, prelude};
 
 /// A fuzz target: the name of its corpus folder and binary, and its body.
@@ -28,4 +36,17 @@ pub const TARGETS: &[Target] = &[
     Target { name: "frame_header", run: frame_header },
     Target { name: "control", run: control },
     Target { name: "extent_head", run: extent_head },
+    Target { name: "journal_replay", run: journal_replay },
+    Target { name: "journal_fields", run: journal_fields },
+    Target { name: "leaf_table", run: leaf_table },
+    Target { name: "receipt", run: receipt },
+    Target { name: "volume_meta", run: volume_meta },
+    Target { name: "decompress", run: decompress },
+    Target { name: "page_delta", run: page_delta },
+    Target { name: "session", run: session },
+    Target { name: "ordering", run: ordering },
+    Target { name: "config", run: config },
+    Target { name: "certificate", run: certificate },
+    Target { name: "nbd_replies", run: nbd_replies },
+    Target { name: "nbd_uri", run: nbd_uri },
 ];

@@ -1,7 +1,19 @@
-//! Seeds made of the golden frames, so that every fixture of the protocol is a starting point of its fuzz target.
+//! Seeds made of the golden frames, so that every fixture of the protocol is a starting point of its fuzz target, and
+//! of what our own encoders write.
 
 use std::io;
 use std::path::Path;
+
+use engine::journal::{HeaderV1, encode_change, encode_dirty};
+use engine::receipt::{Body, Receipt, ReceiptMode, Verified};
+use session::Change;
+use volume::{ByteLen, ChunkId, ExtentIndex, Generation, KeyId, SessionId};
+
+/// An Ed25519 public key (RFC 8032, 7.1, test 1) under which nothing here was signed.
+pub const STRANGER: [u8; 32] = [
+    0xd7, 0x5a, 0x98, 0x01, 0x82, 0xb1, 0x0a, 0xb7, 0xd5, 0x4b, 0xfe, 0xd3, 0xc9, 0x64, 0x07, 0x3a, 0x0e,
+    0xe1, 0x72, 0xf3, 0xda, 0xa6, 0x23, 0x25, 0xaf, 0x02, 0x1a, 0x68, 0xf7, 0x07, 0x51, 0x1a,
+];
 
 /// One corpus file.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -41,6 +53,58 @@ pub fn golden() -> io::Result<Vec<Seed>> {
         }
     }
     Ok(seeds)
+}
+
+/// The seeds that our own encoders make. Certificates are not among them: each has its own keys.
+#[must_use]
+pub fn made() -> Vec<Seed> {
+    let seed =
+        |target, name: &str, bytes: &[u8]| Seed { target, name: name.to_owned(), bytes: bytes.to_vec() };
+    let mut seeds = Vec::new();
+    let header = HeaderV1 { session: SessionId([1; 16]), size: ByteLen(VOLUME_SIZE), key_id: KeyId([2; 16]) };
+    let mut journal = header.encode().to_vec();
+    let mut chain = header.chain();
+    for change in [
+        Change::Extent { extent: ExtentIndex(0), ids: vec![ChunkId([3; 32]), ChunkId::ZERO] },
+        Change::Zero { first: ExtentIndex(1), count: 6 },
+        Change::Extent { extent: ExtentIndex(7), ids: vec![ChunkId([4; 32])] },
+    ] {
+        chain = encode_change(&change, chain, &mut journal);
+    }
+    encode_dirty(ExtentIndex(2), 3, chain, &mut journal);
+    for target in ["journal_replay", "journal_fields"] {
+        seeds.push(seed(target, "whole", &journal));
+        seeds.push(seed(target, "torn", &journal[..journal.len() - 5]));
+        seeds.push(seed(target, "header", &journal[..64]));
+    }
+    for (name, root) in [("sealed", Some(reduce::Root([5; 32]))), ("open", None)] {
+        let header = reduce::leaf_table::HeaderV1 {
+            size: ByteLen(VOLUME_SIZE),
+            key_id: KeyId([2; 16]),
+            generation: Generation(3),
+            root,
+        };
+        seeds.push(seed("leaf_table", name, &[&header.encode()[..], &[6; 64]].concat()));
+    }
+    let body = Body {
+        version: 1,
+        volume: "fast/web-1".to_owned(),
+        size: VOLUME_SIZE,
+        root: "ab".repeat(32),
+        key_id: "cd".repeat(16),
+        generation: 3,
+        session: "ef".repeat(16),
+        mode: ReceiptMode::Create,
+        verified: Verified::Sink,
+        owner: "host-a".to_owned(),
+        receiver: "host-b".to_owned(),
+        time: 1_790_000_000,
+    };
+    let mut receipt = Receipt::issue(body, None);
+    seeds.push(seed("receipt", "unsigned", &receipt.to_json()));
+    receipt.signature = "1f".repeat(64);
+    seeds.push(seed("receipt", "wrongly_signed", &receipt.to_json()));
+    seeds
 }
 
 /// Pairs of hexadecimal digits; `#` starts a comment that ends with the line.

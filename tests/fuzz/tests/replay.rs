@@ -42,8 +42,8 @@ fn every_target_has_a_corpus_and_a_binary() {
 }
 
 #[test]
-fn every_golden_frame_is_a_seed() {
-    for seed in seeds::golden().expect("the golden frames can be read") {
+fn every_golden_frame_and_record_is_a_seed() {
+    for seed in seeds::golden().expect("the golden frames can be read").into_iter().chain(seeds::made()) {
         let path = folder("corpus").join(seed.target).join(&seed.name);
         let stored = fs::read(&path).unwrap_or_default();
         assert!(

@@ -63,6 +63,7 @@ pub const CRATES: &[Row] = &[
     Row { name: "fuzz", folder: "tests/fuzz", uses: Uses::Anything, pure: false },
     Row { name: "layering", folder: "tests/layering", uses: Uses::Anything, pure: false },
     Row { name: "link", folder: "tests/link", uses: Uses::Anything, pure: false },
+    Row { name: "simulation", folder: "tests/simulation", uses: Uses::Anything, pure: false },
 ];
 
 /// A dependency that few crates may name, so that it can be replaced or upgraded in one place.
