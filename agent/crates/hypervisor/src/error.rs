@@ -93,7 +93,7 @@ pub enum Error {
         size: u64,
     },
     /// The export's size is not one that this program handles.
-    #[error("{target} is {size} bytes long; volumes are 1 byte to 1 PiB")]
+    #[error("{target} is {size} bytes long; volumes are 1 byte to 64 TiB")]
     Size {
         /// The export.
         target: String,

@@ -32,7 +32,7 @@ impl VolumeSlot {
 pub struct Location {
     /// The volume.
     pub volume: VolumeSlot,
-    /// The chunk in it, below 2^34 (the largest volume, 1 PiB, has 2^34 chunks).
+    /// The chunk in it, below 2^34 (the largest volume, 64 TiB, has 2^30 chunks).
     pub chunk: ChunkIndex,
 }
 
