@@ -169,7 +169,13 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     }
     let ended = CancellationToken::new();
     let shown = tokio::spawn(progress::show(Arc::clone(&context.progress), settings.output, ended.clone()));
-    let result = transfer(&settings, &context, identity.as_ref()).await;
+    let mut kept = PathBuf::new();
+    let result = transfer(&settings, &context, identity.as_ref(), |done| {
+        receipt::check(done, identity.as_ref())?;
+        kept = receipt::keep(&done.receipt, &state, settings.receipt.as_deref())?;
+        Ok(())
+    })
+    .await;
     ended.cancel();
     if let Err(error) = shown.await {
         tracing::error!(%error, "showing progress failed; this is a bug");
@@ -178,8 +184,6 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
         // A second signal: what was journalled survives.
         if context.cancel.is_cancelled() { failure.after_cancellation() } else { failure }
     })?;
-    receipt::check(&done, identity.as_ref())?;
-    let kept = receipt::keep(&done.receipt, &state, settings.receipt.as_deref())?;
     let summary = Summary::new(&done, &kept);
     match settings.output {
         Format::Json => output::json(&summary),
@@ -188,27 +192,32 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Transfers. `keep` gets the receipt before the session is forgotten, so that one that is lost can be had again.
 async fn transfer(
     settings: &Settings,
     context: &Context,
     identity: Option<&Identity>,
+    keep: impl FnOnce(&transfer::Summary) -> Result<(), Failure>,
 ) -> Result<transfer::Summary, Failure> {
     let name = identity.map_or(LOCAL, |identity| identity.name().as_str()).to_owned();
-    Ok(match &settings.route {
+    match &settings.route {
         Route::Push(source, remote) => {
             let dialler = dialler(settings, remote, identity)?;
-            transfer::push(context, source, &dialler, &volume_of(remote)).await?
+            transfer::push_and_keep(context, source, &dialler, &volume_of(remote), keep).await
         }
         Route::Pull(remote, target) => {
             let dialler = dialler(settings, remote, identity)?;
             let target = LocalTarget { volume: target.clone(), owner: name.clone(), receiver: name };
-            transfer::pull(context, &dialler, &volume_of(remote), &target).await?
+            // The receiver is here, and its sidecar keeps the receipt.
+            let done = transfer::pull(context, &dialler, &volume_of(remote), &target).await?;
+            keep(&done)?;
+            Ok(done)
         }
         Route::Local(source, target) => {
             let target = LocalTarget { volume: target.clone(), owner: name.clone(), receiver: name };
-            transfer::copy_locally(context, source, &target).await?
+            transfer::copy_locally_and_keep(context, source, &target, keep).await
         }
-    })
+    }
 }
 
 fn volume_of(remote: &RemoteAddress) -> RemoteVolume {

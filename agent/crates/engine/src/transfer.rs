@@ -14,7 +14,7 @@ use volume::SessionId;
 use wire::{Control, FailCode, Mode, VolumeFormat};
 
 pub use accept::{Accepted, Registry, SessionInfo, accept};
-pub use dialled::{Dialler, copy_locally, pull, push};
+pub use dialled::{Dialler, copy_locally, copy_locally_and_keep, pull, push, push_and_keep};
 
 use crate::ends::LocalVolume;
 use crate::error::EngineError;

@@ -94,6 +94,31 @@ pub async fn push(
     dialler: &Dialler,
     remote: &RemoteVolume,
 ) -> Result<Summary, EngineError> {
+    push_and_keep(context, source, dialler, remote, |_| Ok(())).await
+}
+
+/// Like [`push`]. `keep` puts the receipt where it survives this process; the session is forgotten only afterwards, so
+/// that after a crash or a failure the same call gets the same receipt again.
+pub async fn push_and_keep<E: From<EngineError>>(
+    context: &Context,
+    source: &LocalVolume,
+    dialler: &Dialler,
+    remote: &RemoteVolume,
+    keep: impl FnOnce(&Summary) -> Result<(), E>,
+) -> Result<Summary, E> {
+    let (summary, state, opened) = push_until_sealed(context, source, dialler, remote).await?;
+    keep(&summary)?;
+    state.forget()?;
+    opened.close().await?;
+    Ok(summary)
+}
+
+async fn push_until_sealed(
+    context: &Context,
+    source: &LocalVolume,
+    dialler: &Dialler,
+    remote: &RemoteVolume,
+) -> Result<(Summary, SenderState, OpenSource), EngineError> {
     let begun = Begun::now();
     let disk = context.process.session_disk()?;
     let opened = source.open(&disk.disk, context.options.drop_snapshots).await?;
@@ -121,10 +146,10 @@ pub async fn push(
     check_receipt(&receipt, size, &key, &state)?;
     // The key is what the receipt can be checked with later, against the source or a copy of it.
     Keys::new(Folder::open_or_create(&context.options.state.join("keys"))?).remember(&key)?;
-    state.forget()?;
-    opened.close().await?;
     let cpu_rx = Some(Duration::from_micros(sealed.cpu_micros));
-    Ok(begun.summary(receipt, context.progress.snapshot(), Some(begun.cpu()), cpu_rx, resumed, met))
+    let summary =
+        begun.summary(receipt, context.progress.snapshot(), Some(begun.cpu()), cpu_rx, resumed, met);
+    Ok((summary, state, opened))
 }
 
 /// A receipt must state what was sent, in this session; its signature is for the caller to check.
@@ -332,6 +357,28 @@ pub async fn copy_locally(
     source: &LocalVolume,
     target: &LocalTarget,
 ) -> Result<Summary, EngineError> {
+    copy_locally_and_keep(context, source, target, |_| Ok(())).await
+}
+
+/// Like [`copy_locally`], with `keep` as in [`push_and_keep`].
+pub async fn copy_locally_and_keep<E: From<EngineError>>(
+    context: &Context,
+    source: &LocalVolume,
+    target: &LocalTarget,
+    keep: impl FnOnce(&Summary) -> Result<(), E>,
+) -> Result<Summary, E> {
+    let (summary, state, opened) = copy_until_sealed(context, source, target).await?;
+    keep(&summary)?;
+    state.forget()?;
+    opened.close().await?;
+    Ok(summary)
+}
+
+async fn copy_until_sealed(
+    context: &Context,
+    source: &LocalVolume,
+    target: &LocalTarget,
+) -> Result<(Summary, SenderState, OpenSource), EngineError> {
     let begun = Begun::now();
     let (send_disk, receive_disk) = (context.process.session_disk()?, context.process.session_disk()?);
     let opened = source.open(&send_disk.disk, context.options.drop_snapshots).await?;
@@ -400,11 +447,10 @@ pub async fn copy_locally(
         }
         (Err(error), _) | (Ok(_), Err(error)) => return Err(error),
     };
-    state.forget()?;
-    opened.close().await?;
     let cpu = begun.cpu();
     let met = Met { transport: Transport::Memory, peer: None, session };
-    Ok(begun.summary(receipt, context.progress.snapshot(), Some(cpu), Some(cpu), was_resumed, met))
+    let summary = begun.summary(receipt, context.progress.snapshot(), Some(cpu), Some(cpu), was_resumed, met);
+    Ok((summary, state, opened))
 }
 
 fn open_frame(
