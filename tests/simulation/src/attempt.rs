@@ -127,6 +127,9 @@ struct Attempt<'a> {
     declared: BTreeMap<u64, Vec<ChunkId>>,
     /// First extent and count of each sequence.
     names: BTreeMap<u64, (u64, u64)>,
+    /// Sequences of extents that were sent, and those that the sender gave up when a lane died.
+    sent: BTreeSet<u64>,
+    given_up: BTreeSet<u64>,
     /// Extents that the journal calls durable.
     journalled: BTreeSet<u64>,
     deaths: u64,
@@ -192,6 +195,8 @@ pub fn run(terms: Terms<'_>, dice: &mut Dice) -> Report {
         jobs: Vec::new(),
         declared: BTreeMap::new(),
         names: BTreeMap::new(),
+        sent: BTreeSet::new(),
+        given_up: BTreeSet::new(),
         journalled: terms.known.keys().copied().collect(),
         deaths,
         report: Report { moments: vec![at.clone()], outcome: Ok(()), pages: 0 },
@@ -227,6 +232,7 @@ impl Attempt<'_> {
         }
         for frame in frames {
             self.names.insert(frame.head.sequence.0, (frame.head.extent.0, 1));
+            self.sent.insert(frame.head.sequence.0);
             self.report.pages +=
                 frame.head.chunks.iter().filter(|chunk| matches!(chunk, ChunkEntry::Pages(..))).count()
                     as u64;
@@ -238,6 +244,10 @@ impl Attempt<'_> {
         while let Some(control) = self.receiver.poll_transmit() {
             if let Control::Ack(ack) = &control {
                 for sequence in ack.runs.iter().flat_map(|run| run.first..run.first + run.count) {
+                    // What went down with its lane is acknowledged for nothing: only its next sending settles it.
+                    if self.given_up.contains(&sequence) {
+                        continue;
+                    }
                     let (first, count) = self.names[&sequence];
                     self.at.acknowledged.insert_run(first, count);
                 }
@@ -272,6 +282,7 @@ impl Attempt<'_> {
             self.deaths -= 1;
             // What it carried may arrive all the same, and is written twice.
             self.sender.handle_lane_down(1);
+            self.given_up.extend(&self.sent);
             return Ok(());
         }
         let broken = |error: session::SessionError| error.to_string();
