@@ -49,6 +49,7 @@ pub(super) fn measure(transport: TransportChoice, sample: u64) -> Result<Tunnel>
     let mut options = DialOptions::new("127.0.0.1", listener.local_addr().port());
     options.transport = transport;
 
+    let (registered, is_registered) = bounded(1);
     let (up, is_up) = bounded(1);
     let (go, may_go) = bounded(1);
     let (done, is_done) = bounded(1);
@@ -56,9 +57,12 @@ pub(super) fn measure(transport: TransportChoice, sample: u64) -> Result<Tunnel>
     let (end, ended) = bounded::<()>(1);
     let receiving = thread(RECEIVER, {
         let ended = ended.clone();
-        async move { receive(&listener, extents, up, done, ended).await }
+        async move { receive(&listener, extents, registered, done, ended).await }
     })?;
-    let sending = thread(SENDER, async move { send(&options, &credentials, extents, may_go, ended).await })?;
+    let sending = thread(SENDER, async move {
+        let steps = Steps { is_registered, up, may_go, ended };
+        send(&options, &credentials, extents, steps).await
+    })?;
     let outcome = (|| {
         is_up.recv_blocking().context("connect both ends")?;
         let (begun, before) = (Instant::now(), clocks()?);
@@ -124,7 +128,7 @@ fn drain(inbox: Inbox) -> tokio::task::JoinHandle<()> {
 async fn receive(
     listener: &Listener,
     extents: u64,
-    up: Sender<()>,
+    registered: Sender<()>,
     done: Sender<u16>,
     ended: Receiver<()>,
 ) -> Result<()> {
@@ -132,7 +136,7 @@ async fn receive(
     let (handle, _unused, inbox, data) = incoming.accept(buffers()?)?.split();
     handle.register(SESSION, Generation(1));
     let drained = drain(inbox);
-    up.send(()).await.context("say that the tunnel is up")?;
+    registered.send(()).await.context("say that further connections are welcome")?;
     for _ in 0..extents {
         data.recv().await.context("receive an extent")?;
     }
@@ -144,13 +148,16 @@ async fn receive(
     Ok(())
 }
 
-async fn send(
-    options: &DialOptions,
-    credentials: &Credentials,
-    extents: u64,
+/// What the sender waits for, and says.
+struct Steps {
+    is_registered: Receiver<()>,
+    up: Sender<()>,
     may_go: Receiver<()>,
     ended: Receiver<()>,
-) -> Result<()> {
+}
+
+async fn send(options: &DialOptions, credentials: &Credentials, extents: u64, steps: Steps) -> Result<()> {
+    let Steps { is_registered, up, may_go, ended } = steps;
     let (handle, data, inbox, _unused) = dial(options, credentials, buffers()?).await?.split();
     let drained = drain(inbox);
     handle
@@ -166,6 +173,10 @@ async fn send(
         }))
         .await
         .map_err(|error| anyhow!("open a session: {error:?}"))?;
+    is_registered.recv().await.context("wait for the receiver")?;
+    // Over TCP, data has a connection of its own.
+    handle.open_lanes(SESSION, Generation(1)).await?;
+    up.send(()).await.context("say that the tunnel is up")?;
     may_go.recv().await.context("wait for the beginning")?;
     let piece = Bytes::from(vec![0x5a; PIECE]);
     let extent = u32::try_from(EXTENT)?;
