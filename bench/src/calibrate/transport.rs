@@ -1,8 +1,10 @@
 //! Tunnels over loopback, both ends in this process. Each end has threads of its own, so that what they used can be told
 //! apart by their names.
 
+use std::collections::HashMap;
 use std::fs;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
@@ -35,6 +37,13 @@ const SENDER: &str = "bench-tx";
 const RECEIVER: &str = "bench-rx";
 const DIALLER_THREADS: &str = "tunnel-lane";
 const LISTENER_THREADS: &str = "tunnel-listen";
+
+/// Whose thread it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Sender,
+    Receiver,
+}
 
 /// Sends about `sample` bytes through a tunnel.
 pub(super) fn measure(transport: TransportChoice, sample: u64) -> Result<Tunnel> {
@@ -71,8 +80,8 @@ pub(super) fn measure(transport: TransportChoice, sample: u64) -> Result<Tunnel>
         let (seconds, after) = (begun.elapsed().as_secs_f64(), clocks()?);
         let gigabytes = gigabytes(extents * EXTENT);
         Ok(Tunnel {
-            tx: (after.0 - before.0) / gigabytes,
-            rx: (after.1 - before.1) / gigabytes,
+            tx: used(&before, &after, End::Sender) / gigabytes,
+            rx: used(&before, &after, End::Receiver) / gigabytes,
             speed: gigabytes / seconds,
             mtu,
         })
@@ -98,21 +107,32 @@ fn thread(
         .with_context(|| format!("start the thread {name}"))
 }
 
-/// CPU seconds of the sender's and of the receiver's threads so far.
-fn clocks() -> Result<(f64, f64)> {
-    let (mut tx, mut rx) = (0.0, 0.0);
+/// CPU seconds so far of each thread of either end, by the folder that the kernel has for it.
+fn clocks() -> Result<HashMap<PathBuf, (End, f64)>> {
+    let mut clocks = HashMap::new();
     for task in fs::read_dir("/proc/self/task").context("list this process's threads")? {
         let folder = task.context("list this process's threads")?.path();
-        // A thread that ended meanwhile is none of ours.
+        // A thread that ended meanwhile is of an earlier measurement.
         let Ok(name) = fs::read_to_string(folder.join("comm")) else { continue };
         let name = name.trim();
-        if name == SENDER || name.starts_with(DIALLER_THREADS) {
-            tx += cpu_of(&folder.join("stat"))?;
+        let end = if name == SENDER || name.starts_with(DIALLER_THREADS) {
+            End::Sender
         } else if name == RECEIVER || name.starts_with(LISTENER_THREADS) {
-            rx += cpu_of(&folder.join("stat"))?;
+            End::Receiver
+        } else {
+            continue;
+        };
+        if let Ok(seconds) = cpu_of(&folder.join("stat")) {
+            clocks.insert(folder, (end, seconds));
         }
     }
-    Ok((tx, rx))
+    Ok(clocks)
+}
+
+/// What the threads of an end used between two looks. Those that ended in between belonged to an earlier measurement.
+fn used(before: &HashMap<PathBuf, (End, f64)>, after: &HashMap<PathBuf, (End, f64)>, which: End) -> f64 {
+    let of_end = after.iter().filter(|(_, (end, _))| *end == which);
+    of_end.map(|(thread, (_, now))| now - before.get(thread).map_or(0.0, |(_, then)| *then)).sum()
 }
 
 fn buffers() -> Result<ReceiveBuffers> {
