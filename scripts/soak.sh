@@ -12,4 +12,5 @@ for number in "$NOVAFERRY_SEEDS" "$NOVAFERRY_ROUNDS"; do
     fi
 done
 cargo build --locked --workspace --bins
-cargo nextest run --locked --profile soak -p novaferry-session -p novaferry-disk -p novaferry-e2e
+cargo nextest run --locked --profile soak -p novaferry-session -p novaferry-simulation -p novaferry-agent \
+    -E 'not package(novaferry-agent) or binary(e2e)'
