@@ -131,13 +131,15 @@ pub(crate) async fn open_qcow2(path: &Path, drop_snapshots: bool) -> Result<Open
     let mut blocking = Vec::new();
     for finding in qemu_img::findings(&info, drop_snapshots) {
         if finding.blocking {
-            blocking.push(format!("{} ({})", finding.what, finding.advice));
+            blocking.push(finding);
         } else {
             tracing::warn!(image = %label, what = %finding.what, advice = %finding.advice, "finding");
         }
     }
     if !blocking.is_empty() {
-        let what = format!("{label} cannot be copied as it is: {}", blocking.join("; "));
+        let (whats, advices): (Vec<_>, Vec<_>) =
+            blocking.into_iter().map(|finding| (finding.what, finding.advice)).unzip();
+        let what = format!("{label} cannot be copied as it is: {}; {}", whats.join(", "), advices.join("; "));
         return Err(EngineError::refused(FailCode::Unsupported, what));
     }
     let export = qemu_nbd::Exporter::read_only(path, "qcow2").start().await.map_err(fail)?;

@@ -99,6 +99,10 @@ impl EngineError {
     #[must_use]
     pub fn told(&self) -> String {
         match self {
+            Self::Sidecar { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                "no space left beside the volume; free some space there, then run the same command again"
+                    .to_owned()
+            }
             Self::Sidecar { .. } | Self::Corrupt(_) => {
                 "the peer's own bookkeeping failed; see its log".to_owned()
             }
@@ -123,7 +127,10 @@ impl EngineError {
             Self::Tunnel(error) => error.is_transient(),
             Self::Session(SessionError::Drained) | Self::Interrupted => true,
             Self::Session(SessionError::Peer { code, .. }) => {
-                matches!(code, FailCode::TimedOut | FailCode::Overloaded | FailCode::FlushFailed)
+                matches!(
+                    code,
+                    FailCode::TimedOut | FailCode::Overloaded | FailCode::FlushFailed | FailCode::Busy
+                )
             }
             _ => false,
         }
