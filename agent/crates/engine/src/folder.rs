@@ -215,6 +215,17 @@ impl Folder {
         }
     }
 
+    /// Removes files and the lock, in this order, and then the folder if nothing else is in it.
+    pub fn clear(&self, names: &[&str]) -> Result<(), EngineError> {
+        for name in names.iter().chain(&["lock"]) {
+            self.remove(name)?;
+        }
+        match rustix::fs::rmdir(&self.path) {
+            Ok(()) | Err(Errno::NOTEMPTY | Errno::NOENT | Errno::EXIST) => Ok(()),
+            Err(error) => Err(self.fail("remove", ".")(error)),
+        }
+    }
+
     /// Makes the names in this folder durable.
     pub fn sync(&self) -> Result<(), EngineError> {
         rustix::fs::fsync(&*self.descriptor).map_err(self.fail("sync", "."))

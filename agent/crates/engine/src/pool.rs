@@ -1,13 +1,14 @@
 //! Pools: folders of volumes that peers may push to and pull from.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
 use disk::{Disk, FileSource, SourceOptions};
+use reduce::ContentIndex;
 use reduce::dedup::{Location, VolumeSlot};
-use reduce::{ContentIndex, HashKey};
 use rustix::fs::OFlags;
-use volume::{ChunkId, ChunkIndex, ExtentIndex};
+use volume::{ChunkId, ChunkIndex, ExtentIndex, KeyId};
 use wire::{FailCode, VolumeFormat};
 
 use crate::error::EngineError;
@@ -18,6 +19,8 @@ use crate::target::meta::{Format, Meta, State};
 use crate::target::place::{POOL_SIDECARS, check_name};
 use crate::target::{Home, Request};
 
+/// Insertions into a full index after which no further leaf table is read.
+const REFUSALS: u64 = 4096;
 /// Most volumes that one session dedups against.
 const MAX_DEDUP_VOLUMES: usize = 1024;
 
@@ -60,7 +63,12 @@ impl Pool {
             admission: Arc::default(),
         };
         for volume in pool.sidecars()?.folders()? {
-            Home::in_pool(&pool.root, name, &volume)?.finish_publishing()?;
+            // One damaged sidecar does not keep the others from being served; whoever opens it is told the same.
+            let published =
+                Home::in_pool(&pool.root, name, &volume).and_then(|home| home.finish_publishing());
+            if let Err(error) = published {
+                tracing::error!(pool = name, %volume, error = %error.chain(), "a volume of the pool is passed over");
+            }
         }
         Ok(pool)
     }
@@ -168,9 +176,8 @@ impl Pool {
     /// Indexes the owner's sealed raw volumes: what the receiver can serve to itself.
     pub fn content(
         &self,
-        disk: &Disk,
         request: &Request,
-        key: &HashKey,
+        key_id: KeyId,
         max_bytes: usize,
     ) -> Result<PoolContent, EngineError> {
         let mut content = PoolContent { index: ContentIndex::new(max_bytes), sources: Vec::new() };
@@ -179,7 +186,7 @@ impl Pool {
         }
         let sidecars = self.sidecars()?;
         for Listed { name, meta } in self.volumes()? {
-            let ours = meta.owner == request.owner && meta.key_id == key.id().to_string();
+            let ours = meta.owner == request.owner && meta.key_id == key_id.to_string();
             if !ours || meta.state != State::Sealed || meta.format != Format::Raw {
                 continue;
             }
@@ -189,8 +196,10 @@ impl Pool {
             let Some((table, _)) = LeafFile::open_sealed(&sidecars.folder(&name)?, "leaves")? else {
                 continue;
             };
-            let source = match self.open_raw(disk, &name, true) {
-                Ok(source) => source,
+            // Without any lock: what is read here is hashed before it is used, and a volume that serves others must
+            // not be kept from its own re-sync.
+            let source = match self.root.open_at(&name, OFlags::RDONLY) {
+                Ok(descriptor) => Arc::new(File::from(descriptor)),
                 Err(error) => {
                     tracing::debug!(volume = %name, %error, "not used for dedup");
                     continue;
@@ -198,7 +207,7 @@ impl Pool {
             };
             let extents = table.size().extents();
             let mut at = table.next_extent(ExtentIndex(0))?;
-            while at.0 < extents {
+            while at.0 < extents && content.index.refused() < REFUSALS {
                 for (nth, id) in table.ids(at)?.iter().enumerate() {
                     if *id != ChunkId::ZERO {
                         let chunk = ChunkIndex(at.first_chunk().0 + nth as u64);
@@ -220,7 +229,7 @@ pub struct PoolContent {
     /// Where which chunk lies.
     pub index: ContentIndex,
     /// The sealed volumes.
-    pub sources: Vec<FileSource>,
+    pub sources: Vec<Arc<File>>,
 }
 
 impl PoolContent {

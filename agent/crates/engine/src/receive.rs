@@ -23,8 +23,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tunnel::{DataReceiver, Event, Inbox, ReceiveBuffers, ReceivedExtent, TunnelHandle};
 use volume::{
-    Buffer, BufferPool, ByteLen, ByteOffset, ByteRange, ChunkId, ExtentIndex, Sequence, Sink, Source,
-    ZeroMode,
+    Buffer, BufferPool, ByteLen, ByteOffset, ByteRange, ChunkId, ExtentIndex, Sequence, Sink, ZeroMode,
 };
 use wire::{Control, Fail, FailCode, Grant, Held, PageQuery, PageSums, RangeKind, Run, Seal, Sealed};
 
@@ -36,7 +35,7 @@ use crate::pool::PoolContent;
 use crate::progress::Progress;
 use crate::receipt::{Body, Receipt, ReceiptSigner, Verified};
 use crate::target::{Before, Target};
-use apply::{ASSEMBLY_BUFFERS, Applier};
+use apply::{Applier, assembly_buffers};
 use declare::{Declared, Describer};
 
 /// Control frames that wait for the tunnel before the machine is asked for more.
@@ -53,7 +52,7 @@ const MAX_MISMATCHES: u64 = 1000;
 /// The part of a pool that received payload may hold: the rest is for assembling.
 #[must_use]
 pub fn receive_buffers(pool: &Arc<dyn BufferPool>, buffers: usize) -> ReceiveBuffers {
-    ReceiveBuffers { pool: Arc::clone(pool), permits: buffers.saturating_sub(ASSEMBLY_BUFFERS).max(4) }
+    ReceiveBuffers { pool: Arc::clone(pool), permits: buffers - assembly_buffers(buffers) }
 }
 
 /// Metric: time of one flush of a target.
@@ -79,6 +78,8 @@ pub(crate) struct ReceiveAttempt<'a> {
     pub(crate) stop: &'a CancellationToken,
     pub(crate) cancel: &'a CancellationToken,
     pub(crate) cpu_at_start: Duration,
+    /// Buffers in `pool`.
+    pub(crate) buffers: usize,
 }
 
 /// The tunnel's ends on the receiving side.
@@ -110,6 +111,9 @@ struct Driver<'a> {
     journalled: ExtentSet,
     jobs: FuturesUnordered<Job<'a>>,
     control: VecDeque<Control>,
+    /// Extents that this attempt has begun to write: they are neither what was declared nor what they were created as.
+    touched: ExtentSet,
+    assembly: Arc<Semaphore>,
     queries: Arc<Semaphore>,
     mismatches: u64,
     checked: Option<reduce::Root>,
@@ -145,6 +149,7 @@ pub(crate) async fn receive(ends: &ReceiveEnds, attempt: ReceiveAttempt<'_>) -> 
     let key = Arc::new(Keyed::new(reduce::HashKey::from_bytes(*target.key().as_bytes())));
     let sink = target.sink();
     let PoolContent { index, sources } = content;
+    let assembly = Arc::new(Semaphore::new(assembly_buffers(attempt.buffers)));
     let applier = sink.clone().map(|sink| {
         Arc::new(Applier {
             sink,
@@ -153,9 +158,9 @@ pub(crate) async fn receive(ends: &ReceiveEnds, attempt: ReceiveAttempt<'_>) -> 
             key: Arc::clone(&key),
             cpu: cpu.clone(),
             pool: Arc::clone(pool),
-            assemblies: Arc::new(Semaphore::new(apply::ASSEMBLIES)),
+            assembly: Arc::clone(&assembly),
             index: Mutex::new(index),
-            sources: sources.into_iter().map(|source| Arc::new(source) as Arc<dyn Source>).collect(),
+            sources,
         })
     });
     let before = target.before();
@@ -170,6 +175,8 @@ pub(crate) async fn receive(ends: &ReceiveEnds, attempt: ReceiveAttempt<'_>) -> 
         declared_zero: ExtentSet::new(size.extents()),
         jobs: FuturesUnordered::new(),
         control: VecDeque::new(),
+        touched: ExtentSet::new(size.extents()),
+        assembly,
         queries: Arc::new(Semaphore::new(QUERIES)),
         mismatches: 0,
         checked: None,
@@ -186,6 +193,14 @@ pub(crate) async fn receive(ends: &ReceiveEnds, attempt: ReceiveAttempt<'_>) -> 
         before,
     };
     let outcome = driver.run(ends, clock).await;
+    if outcome.is_err() {
+        // The ring finishes what it was given, whoever waits for it: an old write must not land after the lock is
+        // given up and the next attempt has begun. Whatever hangs for longer than this is broken storage.
+        let unfinished = async { while driver.jobs.next().await.is_some() {} };
+        if tokio::time::timeout(DRAIN, unfinished).await.is_err() {
+            tracing::error!("operations on the target's storage do not end; look at that disk");
+        }
+    }
     progress.note(&ends.handle.stats());
     let result = match outcome {
         Ok(root) => {
@@ -368,22 +383,20 @@ impl<'a> Driver<'a> {
                     return Err(EngineError::Corrupt("an extent to be applied is not there".to_owned()));
                 };
                 let extent = received.head.extent;
-                let Some(applier) = self.applier.clone() else {
-                    let what =
-                        "the volume is sealed and the source is not what was sealed; use --resync trusted";
-                    return Err(EngineError::refused(FailCode::Exists, what));
-                };
+                let applier = self.applier.clone().ok_or_else(sealed_otherwise)?;
                 let declared = self.declared_ids(extent);
+                let zeroed = applier.zeroed && !self.touched.contains(extent.0);
+                self.touched.insert(extent.0);
                 let dirty = self.dirty(extent.0, 1);
                 self.jobs.push(Box::pin(async move {
                     dirty.await?;
-                    Ok(Finished::Applied(sequence, applier.apply(received, declared).await?))
+                    Ok(Finished::Applied(sequence, applier.apply(received, declared, zeroed).await?))
                 }));
             }
             ReceiverAction::Discard(sequence) => drop(self.parked.remove(&sequence.0)),
             ReceiverAction::ApplyRange { sequence, kind, runs } => self.apply_range(sequence, kind, runs)?,
             ReceiverAction::Declare { first, count } => self.declare(first, count),
-            ReceiverAction::Sums(query) => self.sums(query),
+            ReceiverAction::Sums(query) => self.sums(query)?,
             ReceiverAction::Commit(changes) => self.commit(changes)?,
             ReceiverAction::Finish(seal) => self.check(seal),
         }
@@ -392,11 +405,21 @@ impl<'a> Driver<'a> {
 
     /// What the sender was told that the target holds at an extent.
     fn declared_ids(&self, extent: ExtentIndex) -> Option<Vec<ChunkId>> {
+        if self.touched.contains(extent.0) {
+            return None;
+        }
         if self.declared_zero.contains(extent.0) {
             let chunks = extent.range(self.size)?.len().div_ceil(volume::CHUNK);
             return Some(vec![ChunkId::ZERO; usize::try_from(chunks).ok()?]);
         }
         self.declared.get(&extent.0).cloned()
+    }
+
+    fn is_declared_zero(&self, run: &Run) -> bool {
+        (run.first..run.first + run.count).all(|extent| {
+            let zero = |ids: &Vec<ChunkId>| ids.iter().all(|id| *id == ChunkId::ZERO);
+            self.declared_zero.contains(extent) || self.declared.get(&extent).is_some_and(zero)
+        })
     }
 
     /// Before what the journal calls durable is overwritten, the journal must take that back: a crash in the middle of
@@ -421,15 +444,25 @@ impl<'a> Driver<'a> {
         runs: Vec<Run>,
     ) -> Result<(), EngineError> {
         if kind == RangeKind::Same {
-            let undeclared = runs
-                .iter()
-                .flat_map(|run| run.first..run.first + run.count)
-                .find(|extent| !self.declared_zero.contains(*extent) && !self.declared.contains_key(extent));
+            let undeclared = runs.iter().flat_map(|run| run.first..run.first + run.count).find(|extent| {
+                let declared = self.declared_zero.contains(*extent) || self.declared.contains_key(extent);
+                !declared || self.touched.contains(*extent)
+            });
             if let Some(extent) = undeclared {
                 return Err(EngineError::Session(session::SessionError::Leaves(ExtentIndex(extent))));
             }
         }
-        let zeroed = self.applier.as_ref().is_some_and(|applier| applier.zeroed);
+        if kind == RangeKind::Zero
+            && self.before == Before::Done
+            && runs.iter().any(|run| !self.is_declared_zero(run))
+        {
+            return Err(sealed_otherwise());
+        }
+        let untouched = runs.iter().all(|run| self.touched.first_present(run.first) >= run.first + run.count);
+        let zeroed = untouched && self.applier.as_ref().is_some_and(|applier| applier.zeroed);
+        if !zeroed && kind == RangeKind::Zero {
+            runs.iter().for_each(|run| self.touched.insert_run(run.first, run.count));
+        }
         let sink = if kind == RangeKind::Zero && !zeroed { self.sink.clone() } else { None };
         let size = self.size.0;
         let dirty: Vec<_> = match &sink {
@@ -458,8 +491,8 @@ impl<'a> Driver<'a> {
             cpu: self.cpu.clone(),
             key: Arc::clone(&self.key),
             size: self.size,
-            // What was announced as durable needs no comparing: the sender skips it.
-            announced: if self.grant.resumed { Some(self.machine.settled().clone()) } else { None },
+            announced: self.machine.settled().clone(),
+            assembly: Arc::clone(&self.assembly),
         };
         self.jobs.push(Box::pin(async move {
             let (held, declared) = describer.describe(first, count).await?;
@@ -467,8 +500,9 @@ impl<'a> Driver<'a> {
         }));
     }
 
-    fn sums(&mut self, query: PageQuery) {
-        let (Some(sink), Some(range)) = (self.sink.clone(), query.extent.range(self.size)) else { return };
+    fn sums(&mut self, query: PageQuery) -> Result<(), EngineError> {
+        let sink = self.sink.clone().ok_or_else(sealed_otherwise)?;
+        let range = query.extent.range(self.size).ok_or(session::SessionError::PastEnd)?;
         let (cpu, slots, seed) = (self.cpu.clone(), Arc::clone(&self.queries), SumSeed(self.grant.page_seed));
         self.jobs.push(Box::pin(async move {
             let _slot = slots.acquire().await.map_err(|_closed| EngineError::Cancelled)?;
@@ -493,6 +527,7 @@ impl<'a> Driver<'a> {
                 .await?;
             Ok(Finished::Sums(PageSums { extent: query.extent, mask: query.mask, sums }))
         }));
+        Ok(())
     }
 
     fn commit(&mut self, changes: Vec<Change>) -> Result<(), EngineError> {
@@ -506,6 +541,9 @@ impl<'a> Driver<'a> {
                 match self.declared.get(&extent) {
                     Some(ids) => {
                         journal.push(Change::Extent { extent: ExtentIndex(extent), ids: ids.clone() })
+                    }
+                    None if !self.declared_zero.contains(extent) => {
+                        return Err(session::SessionError::Leaves(ExtentIndex(extent)).into());
                     }
                     None => match journal.last_mut() {
                         Some(Change::Zero { first, count }) if first.0 + *count == extent => *count += 1,
@@ -539,19 +577,22 @@ impl<'a> Driver<'a> {
     fn check(&mut self, seal: Seal) {
         let target = Arc::clone(&self.target);
         let sink = if self.readback { self.sink.clone() } else { None };
+        let assembly = Arc::clone(&self.assembly);
         let (pool, cpu, key, size) =
             (Arc::clone(self.pool), self.cpu.clone(), Arc::clone(&self.key), self.size);
         self.jobs.push(Box::pin(async move {
             let of_root = Arc::clone(&target);
             let root = blocking(move || locked(&of_root).root()).await?;
             if root.0 != seal.root {
+                let doubted = Arc::clone(&target);
+                blocking(move || locked(&doubted).distrust()).await?;
                 let what = format!(
-                    "the volume's content differs from the source (root {root} here): nothing was sealed; run it again with --resync full"
+                    "the volume's content differs from the source (root {root} here): nothing was sealed; run the same command again, which sends everything anew"
                 );
                 return Err(EngineError::refused(FailCode::RootMismatch, what));
             }
             if let Some(sink) = sink {
-                declare::read_back(&target, &*sink, &pool, &cpu, &key, size).await?;
+                declare::read_back(&target, &*sink, &pool, &cpu, &key, size, &assembly).await?;
             }
             Ok(Finished::Checked(root))
         }));
@@ -621,6 +662,12 @@ impl<'a> Driver<'a> {
             }
         }
     }
+}
+
+/// A session that asks for its lost receipt turns out to have another volume by now.
+fn sealed_otherwise() -> EngineError {
+    let what = "the volume is sealed, and the source is not what was sealed; use --resync trusted";
+    EngineError::refused(FailCode::Exists, what)
 }
 
 async fn send_front(handle: &TunnelHandle, front: Option<&Control>) -> Result<(), EngineError> {

@@ -64,6 +64,8 @@ pub(crate) struct SendAttempt<'a> {
     pub(crate) progress: &'a Progress,
     pub(crate) stop: &'a CancellationToken,
     pub(crate) cancel: &'a CancellationToken,
+    /// Buffers in `pool`.
+    pub(crate) buffers: usize,
 }
 
 /// The tunnel's ends on the sending side.
@@ -109,7 +111,12 @@ pub(crate) async fn send(ends: &SendEnds, attempt: SendAttempt<'_>) -> Result<Se
         return Err(EngineError::refused(wire::FailCode::Protocol, what));
     }
     let remembered = attempt.state.remembered(attempt.grant.key_id, attempt.size);
-    let terms = SenderTerms { size: attempt.size, grant: attempt.grant, remembered, max_work: MAX_WORK };
+    let terms = SenderTerms {
+        size: attempt.size,
+        grant: attempt.grant,
+        remembered, // Each takes its four buffers one by one: no more at once than can all get theirs.
+        max_work: MAX_WORK.min(attempt.buffers / 4),
+    };
     attempt.state.begin(&attempt.grant)?;
     let shared = Arc::new(scan::Shared {
         key: HashKey::from_bytes(attempt.grant.key.0),

@@ -28,7 +28,7 @@ use reduce::leaf_table;
 use reduce::{HashKey, Root};
 use rustix::fs::OFlags;
 use session::{Change, ExtentSet};
-use volume::{ByteLen, Content, ExtentIndex, Generation, Sink};
+use volume::{ByteLen, Content, ExtentIndex, Generation, KeyId, Sink};
 use wire::{FailCode, Mode, VolumeFormat};
 
 use crate::error::EngineError;
@@ -36,7 +36,7 @@ use crate::folder::Folder;
 use crate::journal::{self, HeaderV1, Journal};
 use crate::leaves::LeafFile;
 use crate::receipt::Receipt;
-use meta::{Meta, Stamp, State};
+use meta::{Format, Meta, Stamp, State};
 pub use place::Home;
 use place::Place;
 
@@ -62,6 +62,8 @@ pub struct Request {
     pub size: ByteLen,
     /// Generation in which the sender last worked on this session; 0 for never.
     pub generation: Generation,
+    /// Key of what the sender remembers, all zero for nothing.
+    pub remembered_key: KeyId,
 }
 
 /// What the target holds at the start of an attempt.
@@ -91,6 +93,8 @@ pub struct Target {
     old: Option<LeafFile>,
     durable: ExtentSet,
     before: Before,
+    /// The journal is of the session that asks: what its sender remembers is about this target.
+    own_journal: bool,
     zeroed: bool,
     _lock: File,
 }
@@ -108,7 +112,7 @@ fn corrupt(home: &Home, what: &str) -> EngineError {
 impl Target {
     /// Opens the target under a new generation and the lock, checks ownership, mode and size, and reads the journal.
     /// Blocks on the file system.
-    fn prepare(home: Home, key: HashKey, request: &Request) -> Result<Prepared, EngineError> {
+    fn prepare(home: Home, disk: &Disk, key: HashKey, request: &Request) -> Result<Prepared, EngineError> {
         let sidecar = home.sidecar();
         let Some(lock) = wait_for_lock(sidecar)? else {
             let what = format!("another session works on {}; wait for it or cancel it", home.label());
@@ -116,7 +120,7 @@ impl Target {
         };
         home.finish_publishing()?;
         let old_meta = Meta::load(sidecar, META)?;
-        let before = Self::judge(&home, old_meta.as_ref(), request)?;
+        let mut before = Self::judge(&home, old_meta.as_ref(), request, key.id())?;
         if let Some(meta) = &old_meta
             && meta.key_id != key.id().to_string()
         {
@@ -136,16 +140,50 @@ impl Target {
             durable.insert_run(0, request.size.extents());
             let header = HeaderV1 { session: request.session, size: request.size, key_id: key.id() };
             let journal = Journal::create(sidecar, JOURNAL, &header)?;
-            return Ok(Prepared { home, meta, key, journal, leaves, old: None, durable, before, lock });
+            let (old, own_journal) = (None, true);
+            return Ok(Prepared {
+                home,
+                meta,
+                key,
+                journal,
+                leaves,
+                old,
+                durable,
+                before,
+                own_journal,
+                lock,
+            });
+        }
+        let old = match before {
+            Before::Sealed => LeafFile::open_sealed(sidecar, LEAVES)?.map(|(table, _)| table),
+            _ => None,
+        };
+        if before == Before::Sealed && old.is_none() {
+            let what = "the sealed leaf table is missing or damaged; use --resync full";
+            return Err(EngineError::refused(FailCode::NotTrusted, what));
+        }
+        // Whatever may still refuse comes before the volume is taken off the shelf.
+        probe(&home, disk, request)?;
+
+        // A journal beside a sealed volume is a left-over of the session that sealed it, and one whose data is gone
+        // speaks of nothing: neither may ever be read again, so it goes before `meta` says `receiving`.
+        let receiving = old_meta.as_ref().is_some_and(|meta| meta.state == State::Receiving);
+        let device = old_meta.as_ref().and_then(|meta| meta.device.as_deref());
+        let keep = receiving && home.holds_what_was_journalled(device)?;
+        if !keep {
+            sidecar.remove(JOURNAL)?;
+            sidecar.sync()?;
+            if before == Before::Journalled {
+                before = if home.occupied()? { Before::Unread } else { Before::Nothing };
+            }
         }
         meta.begin(request);
+        meta.device = home.identity();
         meta.store(sidecar, META)?;
         home.hide()?;
 
         let leaves = LeafFile::create(sidecar, LEAVES_WORK, request.size)?;
         let mut durable = ExtentSet::new(request.size.extents());
-        // A journal beside a sealed volume is a left-over of the session that sealed it: the file may have changed since.
-        let keep = old_meta.as_ref().is_some_and(|meta| meta.state == State::Receiving);
         let resumed = if keep {
             Journal::open(sidecar, JOURNAL, |entry| journal::apply(&entry, &mut durable, &leaves))?
         } else {
@@ -159,19 +197,17 @@ impl Target {
                 Journal::create(sidecar, JOURNAL, &header)?
             }
         };
-        let old = match before {
-            Before::Sealed => LeafFile::open_sealed(sidecar, LEAVES)?.map(|(table, _)| table),
-            _ => None,
-        };
-        if before == Before::Sealed && old.is_none() {
-            let what = "the sealed leaf table is missing or damaged; use --resync full";
-            return Err(EngineError::refused(FailCode::NotTrusted, what));
-        }
-        Ok(Prepared { home, meta, key, journal, leaves, old, durable, before, lock })
+        let own_journal = old_meta.is_some_and(|meta| meta.session == request.session.to_string());
+        Ok(Prepared { home, meta, key, journal, leaves, old, durable, before, own_journal, lock })
     }
 
     /// What the target holds, or why the session may not have it.
-    fn judge(home: &Home, meta: Option<&Meta>, request: &Request) -> Result<Before, EngineError> {
+    fn judge(
+        home: &Home,
+        meta: Option<&Meta>,
+        request: &Request,
+        key_id: KeyId,
+    ) -> Result<Before, EngineError> {
         let label = home.label();
         let Some(meta) = meta else {
             return match (home.occupied()?, request.mode, home.is_pool()) {
@@ -214,8 +250,22 @@ impl Target {
             );
             return Err(EngineError::refused(FailCode::StaleGeneration, what));
         }
+        let same_size = meta.size == request.size.0;
+        if meta.format == Format::Qcow2 && !same_size {
+            let what = format!(
+                "{label} is a qcow2 image of {} bytes and the volume has {}; an image keeps its size, so choose another name",
+                meta.size, request.size.0
+            );
+            return Err(EngineError::refused(FailCode::Unsupported, what));
+        }
+        // A volume that this very session sealed, if the sender can only have lost the receipt: it remembers what it
+        // sent, or it wants what could be made only once.
+        let asks_again = same_session
+            && same_size
+            && (request.mode == Mode::Create || request.remembered_key == key_id)
+            && home.stamp()? == meta.stamp;
         match (meta.state, request.mode) {
-            (State::Sealed, _) if same_session && meta.size == request.size.0 => Ok(Before::Done),
+            (State::Sealed, _) if asks_again => Ok(Before::Done),
             (State::Sealed, Mode::Create) => Err(EngineError::refused(
                 FailCode::Exists,
                 format!(
@@ -223,8 +273,10 @@ impl Target {
                 ),
             )),
             (State::Sealed, Mode::ResyncTrusted) => {
-                if home.stamp()? != meta.stamp {
-                    let what = format!("{label} was changed after it was sealed; use --resync full");
+                // Devices and exports have no stamp: nobody can say who wrote to them meanwhile.
+                if meta.stamp.is_none() || home.stamp()? != meta.stamp {
+                    let what =
+                        format!("{label} may have been changed after it was sealed; use --resync full");
                     return Err(EngineError::refused(FailCode::NotTrusted, what));
                 }
                 Ok(Before::Sealed)
@@ -232,7 +284,7 @@ impl Target {
             (State::Sealed, Mode::ResyncFull) => Ok(Before::Unread),
             // An unfinished volume of the same owner: what its journal knows is worth keeping, whichever session
             // wrote it. What was begun as a re-sync holds old bytes everywhere else.
-            (State::Receiving, _) if meta.size != request.size.0 => Ok(Before::Unread),
+            (State::Receiving, _) if !same_size => Ok(Before::Unread),
             (State::Receiving, _) if meta.resync => Ok(Before::Unread),
             (State::Receiving, _) => Ok(Before::Journalled),
         }
@@ -240,11 +292,12 @@ impl Target {
 
     /// Opens the target for one attempt.
     pub async fn open(home: Home, disk: &Disk, key: HashKey, request: &Request) -> Result<Self, EngineError> {
-        let asked = request.clone();
-        let prepared = tokio::task::spawn_blocking(move || Self::prepare(home, key, &asked))
+        let (asked, of_disk) = (request.clone(), disk.clone());
+        let prepared = tokio::task::spawn_blocking(move || Self::prepare(home, &of_disk, key, &asked))
             .await
             .map_err(|error| EngineError::Corrupt(format!("opening the target panicked: {error}")))??;
-        let Prepared { home, meta, key, journal, leaves, old, durable, mut before, lock } = prepared;
+        let Prepared { home, meta, key, journal, leaves, old, durable, mut before, own_journal, lock } =
+            prepared;
         let mut export = None;
         let mut zeroed = false;
         let sink: Option<Arc<dyn Sink>> = if before == Before::Done {
@@ -268,7 +321,21 @@ impl Target {
             }
             Some(opened.sink)
         };
-        Ok(Self { home, meta, key, sink, export, journal, leaves, old, durable, before, zeroed, _lock: lock })
+        Ok(Self {
+            home,
+            meta,
+            key,
+            sink,
+            export,
+            journal,
+            leaves,
+            old,
+            durable,
+            before,
+            own_journal,
+            zeroed,
+            _lock: lock,
+        })
     }
 
     /// Where it is, for people.
@@ -293,6 +360,12 @@ impl Target {
     #[must_use]
     pub fn before(&self) -> Before {
         self.before
+    }
+
+    /// The journal is of the session that asks.
+    #[must_use]
+    pub fn is_own_journal(&self) -> bool {
+        self.own_journal
     }
 
     /// Reads as zero wherever nothing was written.
@@ -342,6 +415,10 @@ impl Target {
 
     /// Makes changes durable: call after the data was flushed. Blocks.
     pub fn commit(&mut self, changes: &[Change]) -> Result<(), EngineError> {
+        // The sealed table says it already; the root will tell whether the sender agrees.
+        if self.before == Before::Done {
+            return Ok(());
+        }
         for change in changes {
             self.leaves.apply(change)?;
         }
@@ -353,6 +430,17 @@ impl Target {
     pub fn mark_dirty(&mut self, first: ExtentIndex, count: u64) -> Result<(), EngineError> {
         self.journal.append_dirty(first, count)?;
         self.journal.sync()
+    }
+
+    /// Forgets what the journal says: the volume's root is not the source's, and no one knows which extent is to blame.
+    /// Blocks.
+    pub fn distrust(&mut self) -> Result<(), EngineError> {
+        let session = self.meta.session.parse().map_err(|error| {
+            corrupt(&self.home, &format!("the session in the metadata is damaged ({error})"))
+        })?;
+        let header = HeaderV1 { session, size: ByteLen(self.meta.size), key_id: self.key.id() };
+        self.journal = Journal::create(self.home.sidecar(), JOURNAL, &header)?;
+        Ok(())
     }
 
     /// Length of the journal in bytes.
@@ -405,6 +493,20 @@ impl Target {
     }
 }
 
+/// Opens a file as a source and as a sink, and lets go of it: finds out who else has it while it can still stay as it is.
+fn probe(home: &Home, disk: &Disk, request: &Request) -> Result<(), EngineError> {
+    let Some(readable) = home.open_file(OFlags::RDONLY)? else { return Ok(()) };
+    if request.format == VolumeFormat::Qcow2 {
+        // qemu-nbd locks images itself.
+        return Ok(());
+    }
+    drop(disk.source_from(readable, home.label(), SourceOptions::default())?);
+    if let Some(writable) = home.open_file(OFlags::RDWR)? {
+        drop(disk.sink_from(writable, home.label(), SinkOptions::default())?);
+    }
+    Ok(())
+}
+
 /// Tries for the lock as long as a session whose tunnel was lost may take to finish the commit that it is in.
 fn wait_for_lock(sidecar: &Folder) -> Result<Option<File>, EngineError> {
     const TRIES: u32 = 100;
@@ -427,6 +529,7 @@ struct Prepared {
     old: Option<LeafFile>,
     durable: ExtentSet,
     before: Before,
+    own_journal: bool,
     lock: File,
 }
 

@@ -120,8 +120,13 @@ async fn next_control(inbox: &Inbox, stop: &CancellationToken) -> Result<Control
 
 /// Sends a control frame of the handshake; when the tunnel is over, the error says why.
 async fn say(handle: &TunnelHandle, inbox: &Inbox, frame: Control) -> Result<(), EngineError> {
-    if handle.send(frame).await.is_ok() {
-        return Ok(());
+    match tokio::time::timeout(HANDSHAKE, handle.send(frame)).await {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(_closed)) => {}
+        Err(_elapsed) => {
+            let detail = "the peer does not read what it is told".to_owned();
+            return Err(session::SessionError::Peer { code: FailCode::TimedOut, detail }.into());
+        }
     }
     while let Some(event) = inbox.recv().await {
         match event {

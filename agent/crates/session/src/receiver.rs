@@ -28,6 +28,9 @@ pub const COMMIT_DELAY: Duration = Duration::from_millis(50);
 pub const DECLARE_AHEAD: u64 = 4096;
 /// Extents that one [`ReceiverAction::Declare`] asks for: what fits one frame.
 pub const DECLARE_AT_ONCE: u64 = (wire::control::MAX_LEAVES / CHUNKS_PER_EXTENT) as u64;
+/// Control frames that may wait for the tunnel: acknowledgements and refusals of a whole window, and some. A sender that
+/// reads what it is told never gets near.
+const MAX_TRANSMITS: usize = 4 * crate::WINDOW_FRAMES as usize;
 /// Page queries that may wait for an answer: more than a sender has work slots.
 const MAX_QUERIES: usize = 1024;
 
@@ -226,6 +229,9 @@ impl Receiver {
             return Ok(Intake::Dropped);
         }
         self.order.raise_floor(head.floor, head.sequence)?;
+        if self.transmits.len() > MAX_TRANSMITS {
+            return Err(SessionError::Window("unread answers"));
+        }
         let arrival = self.order.extent_arrived(head.sequence.0, head.extent.0)?;
         // What a dead lane held back may come after the seal; then it is out of date, or it was not all settled.
         let streaming = self.state == State::Streaming;
@@ -386,7 +392,6 @@ impl Receiver {
 
     /// Answers [`ReceiverAction::Sums`].
     pub fn handle_sums(&mut self, sums: PageSums) {
-        self.queries = self.queries.saturating_sub(1);
         self.transmits.push_back(Control::PageSums(sums));
     }
 
@@ -456,7 +461,12 @@ impl Receiver {
         if let Some(from) = self.announced {
             return Some(Control::Durable(self.announce(from)));
         }
-        self.transmits.pop_front()
+        let frame = self.transmits.pop_front();
+        // Counted until the answer leaves: a peer that asks and does not read collects no answers here.
+        if let Some(Control::PageSums(_)) = frame {
+            self.queries = self.queries.saturating_sub(1);
+        }
+        frame
     }
 
     /// When a commit is due.

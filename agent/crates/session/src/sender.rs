@@ -233,6 +233,7 @@ impl Sender {
         let tag = frame.tag();
         match (frame, self.state) {
             (Control::Durable(durable), State::Resuming) => {
+                self.progress_at = now;
                 if let Some(past) = durable.runs.last()
                     && past.first.saturating_add(past.count) > self.settled.extents()
                 {
@@ -255,6 +256,7 @@ impl Sender {
             // Zeros are sent without waiting for leaves, so that some may come when all is settled.
             (Control::Known(_), _) if self.grant.known => {}
             (Control::Leaves(leaves), _) if self.grant.leaves => {
+                self.progress_at = now;
                 self.old.declare(leaves)?;
                 self.old.forget_below(self.cursor);
                 if self.old.len() as u64 > 2 * DECLARE_AHEAD {
@@ -266,6 +268,7 @@ impl Sender {
                     Some(Work::Querying(mask)) if *mask == sums.mask => {}
                     _ => return Err(SessionError::Unexpected(tag)),
                 }
+                self.progress_at = now;
                 self.work.insert(sums.extent.0, Work::Scanning);
                 self.actions.push_back(SenderAction::Encode(sums));
             }
@@ -450,6 +453,9 @@ impl Sender {
     /// The next control frame to send.
     pub fn poll_transmit(&mut self, now: Duration) -> Option<Control> {
         if let Some(frame) = self.transmits.pop_front() {
+            if self.flight.is_empty() {
+                self.progress_at = now;
+            }
             return Some(frame);
         }
         if self.draining || !self.has_frame_room() {
@@ -495,10 +501,25 @@ impl Sender {
     /// When [`Self::handle_timeout`] wants to be called.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Duration> {
-        (!self.flight.is_empty()).then(|| self.progress_at + STALL)
+        (!self.flight.is_empty() || self.is_waiting()).then(|| self.progress_at + STALL)
     }
 
     // === inside ===
+
+    /// The receiver owes an answer without which nothing goes on.
+    fn is_waiting(&self) -> bool {
+        match self.state {
+            State::Resuming => true,
+            State::Streaming => {
+                self.work.values().any(|work| matches!(work, Work::Querying(_)))
+                    || (self.grant.leaves
+                        && self.work.is_empty()
+                        && self.cursor < self.settled.extents()
+                        && self.old.at(self.cursor).is_none())
+            }
+            State::Finishing | State::Sealing | State::Done => false,
+        }
+    }
 
     fn scan(&mut self, extent: u64, old: OldExtent, full: bool) -> SenderAction {
         self.work.insert(extent, Work::Scanning);

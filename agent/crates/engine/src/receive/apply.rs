@@ -1,6 +1,8 @@
 //! One extent frame on the receiving side: decode it, resolve what it refers to, verify every chunk by its id, and only
 //! then write.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::try_join_all;
@@ -9,7 +11,10 @@ use reduce::{ContentIndex, chunk_id, delta};
 use session::Applied;
 use tokio::sync::Semaphore;
 use tunnel::ReceivedExtent;
-use volume::{Buffer, BufferPool, ByteLen, ByteOffset, ByteRange, CHUNK, ChunkId, Sink, Source, ZeroMode};
+use volume::{
+    Buffer, BufferPool, ByteLen, ByteOffset, ByteRange, CHUNK, ChunkId, Op, Sink, Source, VolumeError,
+    ZeroMode,
+};
 use wire::{ChunkEntry, Encoding, ExtentHead, NeedReason};
 
 use crate::cpu::Cpu;
@@ -17,10 +22,14 @@ use crate::error::EngineError;
 use crate::grain::CHUNK_LEN;
 use crate::keyed::Keyed;
 
-/// Extents that may be assembled in scratch buffers at once. Each holds at most eight buffers.
-pub(super) const ASSEMBLIES: usize = 8;
-/// Buffers that assembling needs besides those of received payload.
-pub(super) const ASSEMBLY_BUFFERS: usize = ASSEMBLIES * 8;
+/// Buffers of the pool that are not for received payload: frames are assembled in them, and the target is read into
+/// them. Whoever needs some gets them all at once, so that nobody waits while holding a part.
+const ASSEMBLY_BUFFERS: usize = 64;
+
+/// That part of a pool of `buffers`: the other half at least is for received payload.
+pub(super) fn assembly_buffers(buffers: usize) -> usize {
+    ASSEMBLY_BUFFERS.min(buffers / 2)
+}
 
 /// What all frames of a session share.
 pub(super) struct Applier {
@@ -30,10 +39,11 @@ pub(super) struct Applier {
     pub(super) key: Arc<Keyed>,
     pub(super) cpu: Cpu,
     pub(super) pool: Arc<dyn BufferPool>,
-    pub(super) assemblies: Arc<Semaphore>,
+    /// As many permits as [`assembly_buffers`].
+    pub(super) assembly: Arc<Semaphore>,
     /// Hints: a wrong place is found by hashing what is there. A mutex here guards no session state.
     pub(super) index: Mutex<ContentIndex>,
-    pub(super) sources: Vec<Arc<dyn Source>>,
+    pub(super) sources: Vec<Arc<File>>,
 }
 
 /// A frame that was applied, or not, and what of it the statistics want.
@@ -101,12 +111,31 @@ impl Applier {
         }
     }
 
+    /// Buffers that assembling this frame takes: those it is decoded into, and one for each run of chunks that get new
+    /// content, four chunks at most.
+    fn buffers_for(&self, head: &ExtentHead) -> u32 {
+        let size = self.pool.buffer_size();
+        let decoded = match head.encoding {
+            Encoding::Raw => 0,
+            Encoding::Zstd => (head.plain_len as usize).div_ceil(size),
+        };
+        let changed = |chunk: &ChunkEntry| !matches!(chunk, ChunkEntry::Zero | ChunkEntry::Same(_));
+        let runs: usize = head
+            .chunks
+            .chunk_by(|a, b| changed(a) == changed(b))
+            .filter(|run| changed(&run[0]))
+            .map(|run| run.len().div_ceil(size / CHUNK_LEN))
+            .sum();
+        u32::try_from(decoded + runs).unwrap_or(u32::MAX)
+    }
+
     /// Applies a frame whose head fits the volume. `declared` is what the target holds at this extent, as far as the
-    /// sender was told.
+    /// sender was told; `zeroed` says that it still holds the zeros that it was created with.
     pub(super) async fn apply(
         &self,
         received: ReceivedExtent,
         declared: Option<Vec<ChunkId>>,
+        zeroed: bool,
     ) -> Result<Outcome, EngineError> {
         let ReceivedExtent { head, payload, permit, .. } = received;
         let Some(range) = head.extent.range(self.size) else {
@@ -123,10 +152,11 @@ impl Applier {
         let outcome = if whole && head.encoding == Encoding::Raw {
             self.write_whole(&head, range, payload).await
         } else {
-            // Waits here hold received buffers only; scratch buffers come from the pool's other part.
-            let slot = self.assemblies.acquire().await.map_err(|_closed| EngineError::Cancelled)?;
-            let outcome = self.assemble(&head, range, payload, whole).await;
-            drop(slot);
+            // Waits here hold received buffers only; the others come from the pool's other part.
+            let wanted = self.buffers_for(&head);
+            let held = self.assembly.acquire_many(wanted).await.map_err(|_closed| EngineError::Cancelled)?;
+            let outcome = self.assemble(&head, range, payload, whole, zeroed).await;
+            drop(held);
             outcome
         };
         drop(permit);
@@ -175,6 +205,7 @@ impl Applier {
         range: ByteRange,
         payload: Vec<Buffer>,
         whole: bool,
+        zeroed: bool,
     ) -> Result<Outcome, EngineError> {
         let Some(decoded) = self.decode(head, payload).await? else {
             let mask = head.chunks.iter().enumerate().fold(0, |mask, (nth, chunk)| match chunk {
@@ -231,7 +262,7 @@ impl Applier {
             .into_iter()
             .map(|run| async move { self.sink.write_at(ByteOffset(run.at), run.buffer).await.0 });
         try_join_all(writes).await?;
-        if !self.zeroed {
+        if !zeroed {
             for zero in zeros {
                 self.sink.zero(zero, ZeroMode::Deallocate).await?;
             }
@@ -341,18 +372,16 @@ impl Applier {
     async fn fetch(&self, id: &ChunkId, len: usize) -> Result<Option<Buffer>, EngineError> {
         let places: Vec<reduce::Location> = self.index().candidates(id).collect();
         for place in places {
-            let source: &dyn Source = match usize::from(place.volume.number()) {
-                0 => &*self.sink,
+            let at = place.chunk.offset().0;
+            let read = match usize::from(place.volume.number()) {
+                0 if at.saturating_add(len as u64) <= self.size.0 => self.read(&*self.sink, at, len).await,
+                0 => continue,
                 nth => match self.sources.get(nth - 1) {
-                    Some(source) => &**source,
+                    Some(file) => read_file(Arc::clone(file), at, len).await,
                     None => continue,
                 },
             };
-            let at = place.chunk.offset().0;
-            if at.saturating_add(len as u64) > source.geometry().size.0 {
-                continue;
-            }
-            match self.read(source, at, len).await {
+            match read {
                 Ok(Some(buffer)) => {
                     let key = Arc::clone(&self.key);
                     let wanted = *id;
@@ -373,6 +402,19 @@ impl Applier {
         }
         Ok(None)
     }
+}
+
+/// Reads a chunk of a sealed volume; `None` when it is not that long any more.
+async fn read_file(file: Arc<File>, at: u64, len: usize) -> Result<Option<Buffer>, EngineError> {
+    super::blocking(move || {
+        let mut buffer = Buffer::heap(len);
+        match file.read_exact_at(&mut buffer, at) {
+            Ok(()) => Ok(Some(buffer)),
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(error) => Err(VolumeError::io(Op::Read, "a sealed volume of the pool", error).into()),
+        }
+    })
+    .await
 }
 
 fn chunk_len(range: ByteRange, nth: usize) -> usize {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use reduce::extent_ids;
 use session::ExtentSet;
+use tokio::sync::Semaphore;
 use volume::{
     Buffer, BufferPool, ByteLen, ByteOffset, CHUNKS_PER_EXTENT, ChunkId, EXTENT, ExtentIndex, Sink,
 };
@@ -38,7 +39,9 @@ pub(super) struct Describer {
     pub(super) cpu: Cpu,
     pub(super) key: Arc<Keyed>,
     pub(super) size: ByteLen,
-    pub(super) announced: Option<ExtentSet>,
+    /// What is settled, or announced as durable: the sender skips it.
+    pub(super) announced: ExtentSet,
+    pub(super) assembly: Arc<Semaphore>,
 }
 
 enum Known {
@@ -65,10 +68,8 @@ impl Describer {
             let mut known = Vec::new();
             let mut at = first.0;
             while at < end {
-                if let Some(set) = &announced
-                    && set.contains(at)
-                {
-                    let run = set.first_missing(at) - at;
+                if announced.contains(at) {
+                    let run = announced.first_missing(at) - at;
                     known.push((at, Known::Skipped(run)));
                     at += run;
                     continue;
@@ -95,8 +96,16 @@ impl Describer {
             .map(|(extent, known)| async move {
                 let known = match (known, &self.read) {
                     (Known::Nothing, Some(sink)) => Known::Ids(
-                        ids_of(&**sink, &*self.pool, &self.cpu, &self.key, ExtentIndex(extent), self.size)
-                            .await?,
+                        ids_of(
+                            &**sink,
+                            &*self.pool,
+                            &self.cpu,
+                            &self.key,
+                            ExtentIndex(extent),
+                            self.size,
+                            &self.assembly,
+                        )
+                        .await?,
                     ),
                     (known, _) => known,
                 };
@@ -152,6 +161,7 @@ async fn ids_of(
     key: &Arc<Keyed>,
     extent: ExtentIndex,
     size: ByteLen,
+    assembly: &Semaphore,
 ) -> Result<Vec<ChunkId>, EngineError> {
     let Some(range) = extent.range(size) else { return Ok(Vec::new()) };
     let data = sink.next_data(ByteOffset(range.start)).await?;
@@ -159,6 +169,7 @@ async fn ids_of(
         let chunks = usize::try_from(range.len().div_ceil(volume::CHUNK)).unwrap_or(CHUNKS_PER_EXTENT);
         return Ok(vec![ChunkId::ZERO; chunks]);
     }
+    let _held = assembly.acquire_many(4).await.map_err(|_closed| EngineError::Cancelled)?;
     let mut buffers: Vec<Buffer> = Vec::with_capacity(4);
     let mut at = range.start;
     while at < range.end {
@@ -188,11 +199,12 @@ pub(super) async fn read_back(
     cpu: &Cpu,
     key: &Arc<Keyed>,
     size: ByteLen,
+    assembly: &Semaphore,
 ) -> Result<(), EngineError> {
     stream::iter(0..size.extents())
         .map(|extent| async move {
             let extent = ExtentIndex(extent);
-            let found = ids_of(sink, &**pool, cpu, key, extent, size).await?;
+            let found = ids_of(sink, &**pool, cpu, key, extent, size, assembly).await?;
             let of_table = Arc::clone(target);
             let written = blocking(move || locked(&of_table).built_ids(extent)).await?;
             if found != written {

@@ -284,9 +284,7 @@ impl SenderState {
                 None => false,
             };
             if old {
-                for name in [RECORD, JOURNAL, LEAVES, SENT] {
-                    folder.remove(name)?;
-                }
+                folder.clear(&[RECORD, JOURNAL, LEAVES, SENT])?;
                 forgotten += 1;
             }
         }
@@ -296,10 +294,7 @@ impl SenderState {
     /// The volume is sealed: nothing needs to be remembered any more.
     pub fn forget(self) -> Result<(), EngineError> {
         // The record first: without it the rest means nothing.
-        for name in [RECORD, JOURNAL, LEAVES, SENT] {
-            self.folder.remove(name)?;
-        }
-        Ok(())
+        self.folder.clear(&[RECORD, JOURNAL, LEAVES, SENT])
     }
 }
 

@@ -87,6 +87,9 @@ pub struct Meta {
     pub root: Option<String>,
     /// The file as it was when sealed.
     pub stamp: Option<Stamp>,
+    /// Which device it was, for a block device.
+    #[serde(default)]
+    pub device: Option<String>,
 }
 
 impl Meta {
@@ -103,6 +106,7 @@ impl Meta {
             resync: request.mode != Mode::Create,
             root: None,
             stamp: None,
+            device: None,
         }
     }
 

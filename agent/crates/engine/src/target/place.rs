@@ -1,6 +1,7 @@
 //! Where a target lies, and where its sidecar is.
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
@@ -96,10 +97,43 @@ impl Home {
         &self.sidecar
     }
 
-    /// The session that began to write the target and has not sealed it.
-    pub fn unfinished_session(&self) -> Result<Option<SessionId>, EngineError> {
-        let meta = Meta::load(&self.sidecar, META)?.filter(|meta| meta.state == State::Receiving);
-        Ok(meta.and_then(|meta| meta.session.parse().ok()))
+    /// The session that wrote the target last. If it has not sealed it, it goes on; if it has, and only the receipt
+    /// was lost on the way to whoever asked, it is told again.
+    pub fn last_session(&self) -> Result<Option<SessionId>, EngineError> {
+        Ok(Meta::load(&self.sidecar, META)?.and_then(|meta| meta.session.parse().ok()))
+    }
+
+    /// The data of an unfinished volume is still where its journal says it is. For a file: it is there. A device's name
+    /// may stand for another device after a reboot, so the kernel's sequence number of the disk is compared
+    /// (`/sys/dev/block/*/diskseq`); an export may serve anything by now.
+    pub(super) fn holds_what_was_journalled(&self, identity: Option<&str>) -> Result<bool, EngineError> {
+        match &self.place {
+            Place::File { .. } => self.sidecar.has(DATA),
+            Place::Device { .. } => Ok(identity.is_some() && self.identity().as_deref() == identity),
+            Place::Nbd { .. } => Ok(false),
+        }
+    }
+
+    /// What tells this device from another under the same name.
+    pub(super) fn identity(&self) -> Option<String> {
+        use std::os::unix::fs::MetadataExt;
+        let Place::Device { path } = &self.place else { return None };
+        let number = std::fs::metadata(path).ok()?.rdev();
+        let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+        let sequence = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/diskseq")).ok()?;
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        Some(format!("{major}:{minor} {} {}", sequence.trim(), boot.trim()))
+    }
+
+    /// The file, wherever it is, to be probed before anything is changed. Links are refused.
+    pub(super) fn open_file(&self, flags: OFlags) -> Result<Option<OwnedFd>, EngineError> {
+        let Place::File { folder, name } = &self.place else { return Ok(None) };
+        for (folder, name) in [(&self.sidecar, DATA), (folder, name.as_str())] {
+            if folder.has(name)? {
+                return folder.open_at(name, flags).map(Some);
+            }
+        }
+        Ok(None)
     }
 
     /// The target's name, for people.
@@ -156,6 +190,10 @@ impl Home {
         if !sealed || !self.sidecar.has(DATA)? {
             return Ok(());
         }
+        if folder.is_same_file(name, &self.sidecar, DATA)? {
+            // Linked but not yet unlinked when a crash came.
+            return self.sidecar.remove(DATA);
+        }
         folder.rename_without_replacing(&self.sidecar, DATA, name).map_err(|error| match error {
             Errno::EXIST => EngineError::refused(
                 FailCode::Exists,
@@ -167,6 +205,19 @@ impl Home {
 }
 
 impl Folder {
+    /// Both names are there and stand for one file.
+    fn is_same_file(&self, name: &str, other: &Self, other_name: &str) -> Result<bool, EngineError> {
+        if !self.has(name)? || !other.has(other_name)? {
+            return Ok(false);
+        }
+        let stat = |folder: &Self, name: &str| {
+            rustix::fs::statat(folder.descriptor(), name, AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(|error| EngineError::sidecar("look at", &folder.path().join(name), error.into()))
+        };
+        let (ours, theirs) = (stat(self, name)?, stat(other, other_name)?);
+        Ok((ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino))
+    }
+
     /// Renames `name` of `from` into this folder, durably, unless something is there.
     fn rename_without_replacing(&self, from: &Self, name: &str, new_name: &str) -> Result<(), Errno> {
         let no_replace = RenameFlags::NOREPLACE;

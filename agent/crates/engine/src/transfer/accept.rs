@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustix::fs::OFlags;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tunnel::Tunnel;
-use volume::{Generation, SessionId};
+use volume::{Fingerprint, Generation, SessionId};
 use wire::{Control, Direction, FailCode, Mode, Offer, Open};
 
 use super::dialled::{close, tell};
@@ -268,6 +269,7 @@ impl One<'_> {
             stop: &self.with.stop,
             cancel: self.cancel,
             cpu_at_start,
+            buffers: self.with.process.limits().buffers,
         };
         tracing::Instrument::instrument(receive(ends, attempt), span).await
     }
@@ -284,29 +286,33 @@ impl One<'_> {
             format: self.open.format,
             size: offer.size,
             generation: offer.generation,
+            remembered_key: offer.remembered_key,
         };
-        let (name, disk, mode) = (self.open.name.clone(), self.disk.disk.clone(), self.open.mode);
+        let (name, mode) = (self.open.name.clone(), self.open.mode);
         let asked = request.clone();
-        let (home, key, content) = tokio::task::spawn_blocking(move || {
-            let home = pool.home(&name, &asked)?;
-            let key = pool.keys()?.of_owner(&asked.owner)?;
-            let content = if mode == Mode::Create {
-                pool.content(&disk, &asked, &key, limits.dedup_memory)?
-            } else {
-                PoolContent::of_session_only(limits.dedup_memory)
-            };
-            Ok::<_, EngineError>((home, key, content))
+        let (home, key) = tokio::task::spawn_blocking(move || {
+            Ok::<_, EngineError>((pool.home(&name, &asked)?, pool.keys()?.of_owner(&asked.owner)?))
         })
         .await
         .map_err(|error| EngineError::Corrupt(format!("opening the pool panicked: {error}")))??;
         let target = Target::open(home, &self.disk.disk, key, &request).await?;
         drop(admission);
+        let (pool, key_id) = (self.pool()?.clone(), target.key().id());
+        let content = tokio::task::spawn_blocking(move || {
+            if mode == Mode::Create {
+                pool.content(&request, key_id, limits.dedup_memory)
+            } else {
+                Ok(PoolContent::of_session_only(limits.dedup_memory))
+            }
+        })
+        .await
+        .map_err(|error| EngineError::Corrupt(format!("reading leaf tables panicked: {error}")))??;
         let grant = grant(&target, offer, self.open.mode, &content, limits)?;
         Ok((target, content, grant))
     }
 
     async fn send(&self, ends: &SendEnds) -> Result<(), EngineError> {
-        let (source, mut state) = match self.open_source().await {
+        let (source, fingerprint, mut state) = match self.open_source().await {
             Ok(opened) => opened,
             Err(error) => {
                 tell(&ends.handle, &error).await;
@@ -316,7 +322,6 @@ impl One<'_> {
         let volume = source.volume();
         let size = volume.geometry().size;
         Progress::set(&self.progress.size, size.0);
-        let fingerprint = volume.fingerprint().await?;
         let offer = Offer { size, remembered_key: state.offered_key(), generation: state.generation() };
         say(&ends.handle, &ends.inbox, Control::Offer(offer)).await?;
         let grant = match next_control(&ends.inbox, &self.with.stop).await? {
@@ -341,19 +346,24 @@ impl One<'_> {
             progress: self.progress,
             stop: &self.with.stop,
             cancel: self.cancel,
+            buffers: limits.buffers,
         };
         tracing::Instrument::instrument(send(ends, attempt), span).await?;
         state.forget()?;
         source.close().await
     }
 
-    async fn open_source(&self) -> Result<(OpenSource, SenderState), EngineError> {
+    async fn open_source(&self) -> Result<(OpenSource, Option<Fingerprint>, SenderState), EngineError> {
         let pool = self.pool()?;
         pool.allow_pull(self.peer)?;
         let (meta, root) = pool.sealed(&self.open.name)?;
         let source = match meta.format {
             Format::Raw => OpenSource::from(pool.open_raw(&self.disk.disk, &self.open.name, false)?),
-            Format::Qcow2 => open_qcow2(&root.path().join(&self.open.name), false).await?,
+            Format::Qcow2 => {
+                // Beneath the pool and no link: qemu-nbd gets a path, so this is looked at first.
+                drop(root.open_at(&self.open.name, OFlags::RDONLY)?);
+                open_qcow2(&root.path().join(&self.open.name), false).await?
+            }
         };
         let volume = source.volume();
         let size = volume.geometry().size;
@@ -369,6 +379,6 @@ impl One<'_> {
             fingerprint,
             self.open.session,
         )?;
-        Ok((source, state))
+        Ok((source, fingerprint, state))
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use reduce::HashKey;
 use tokio::time::Instant;
 use tunnel::{CloseCode, Credentials, DialOptions, PeerName, Transport, Tunnel, memory_pair};
-use volume::{ByteLen, Generation, SessionId};
+use volume::{ByteLen, Fingerprint, Generation, SessionId};
 use wire::{Control, Direction, FailCode, Offer, Open};
 
 use super::grant::grant;
@@ -135,9 +135,13 @@ async fn push_until_sealed(
     Progress::set(&context.progress.size, size.0);
     let mut patience = Patience::new();
     let sealed = loop {
-        let attempt = push_once(context, &opened, dialler, remote, &disk, &mut state).await;
+        let attempt = push_once(context, (&opened, fingerprint), dialler, remote, &disk, &mut state).await;
         match attempt {
             Ok(sealed) => break sealed,
+            Err(error) if makes_memory_useless(&error) => {
+                state.forget()?;
+                return Err(error);
+            }
             Err(error) => patience.wait(context, error).await?,
         }
     };
@@ -150,6 +154,14 @@ async fn push_until_sealed(
     let summary =
         begun.summary(receipt, context.progress.snapshot(), Some(begun.cpu()), cpu_rx, resumed, met);
     Ok((summary, state, opened))
+}
+
+/// After these the session cannot go on; run again, the same command begins a new one.
+fn makes_memory_useless(error: &EngineError) -> bool {
+    matches!(
+        error.peer_code().unwrap_or_else(|| error.fail_code()),
+        FailCode::StaleGeneration | FailCode::RootMismatch
+    )
 }
 
 /// A receipt must state what was sent, in this session; its signature is for the caller to check.
@@ -179,7 +191,8 @@ fn check_receipt(
 
 async fn push_once(
     context: &Context,
-    source: &OpenSource,
+    // The fingerprint from before the first attempt: what was settled since then is of that source.
+    (source, fingerprint): (&OpenSource, Option<Fingerprint>),
     dialler: &Dialler,
     remote: &RemoteVolume,
     disk: &SessionDisk,
@@ -205,7 +218,6 @@ async fn push_once(
             let span =
                 tracing::info_span!("session", session = %state.session(), generation = grant.generation.0);
             let ends = SendEnds { handle: handle.clone(), data, inbox };
-            let fingerprint = volume.fingerprint().await?;
             let attempt = SendAttempt {
                 source: volume,
                 size,
@@ -219,6 +231,7 @@ async fn push_once(
                 progress: &context.progress,
                 stop: &context.stop,
                 cancel: &context.cancel,
+                buffers: context.process.limits().buffers,
             };
             let key = HashKey::from_bytes(attempt.grant.key.0);
             let sealed = tracing::Instrument::instrument(send(&ends, attempt), span).await;
@@ -240,7 +253,7 @@ pub async fn pull(
     let begun = Begun::now();
     let disk = context.process.session_disk()?;
     let home = target.volume.home(&context.options.state)?;
-    let session = match home.unfinished_session()? {
+    let session = match home.last_session()? {
         Some(session) => session,
         None => random_session()?,
     };
@@ -306,7 +319,8 @@ async fn receive_locally(
         mode: options.mode,
         format: options.format,
         size: offer.size,
-        generation: Generation(0),
+        generation: offer.generation,
+        remembered_key: offer.remembered_key,
     };
     let home = target.volume.home(&options.state)?;
     let keys = Keys::new(Folder::open_or_create(&options.state.join("keys"))?);
@@ -345,6 +359,7 @@ async fn receive_locally(
         stop: &context.stop,
         cancel: &context.cancel,
         cpu_at_start,
+        buffers: context.process.limits().buffers,
     };
     let receipt = tracing::Instrument::instrument(receive(ends, attempt), span).await?;
     Ok((receipt, was_resumed))
@@ -430,6 +445,7 @@ async fn copy_until_sealed(
                     progress: &context.progress,
                     stop: &context.stop,
                     cancel: &context.cancel,
+                    buffers,
                 };
                 send(&ends, attempt).await
             }

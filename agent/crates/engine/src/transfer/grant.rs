@@ -26,7 +26,8 @@ pub(super) fn grant(
     getrandom::fill(&mut seed).map_err(|error| {
         EngineError::sidecar("draw random bytes for", "the page sums".as_ref(), error.into())
     })?;
-    let remembers = offer.remembered_key != KeyId([0; 16]) && offer.remembered_key == key_id;
+    let remembers =
+        target.is_own_journal() && offer.remembered_key != KeyId([0; 16]) && offer.remembered_key == key_id;
     let before = target.before();
     let resumed = remembers && target.durable().count() > 0;
     // Leaves where there is something that may be the same: an old copy, or durable extents that the sender has

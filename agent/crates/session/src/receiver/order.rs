@@ -173,6 +173,7 @@ impl Order {
             }
             None => {}
         }
+        self.check_pending()?;
         self.frames.insert(sequence, extent);
         if self.written.get(&extent).copied().max(self.applied.at(extent)) > Some(sequence) {
             return Ok(Arrival::Late);
@@ -191,6 +192,12 @@ impl Order {
         }
         self.lock(extent, sequence);
         Ok(Arrival::Start)
+    }
+
+    /// The sender names the floor, so the span alone does not bound what is kept until it is applied.
+    fn check_pending(&self) -> Result<(), SessionError> {
+        let pending = self.locked.len() + self.waiting.len() + self.pending;
+        if pending as u64 >= self.span { Err(SessionError::Window("frames")) } else { Ok(()) }
     }
 
     /// `written` is false when the frame was refused.
@@ -233,6 +240,7 @@ impl Order {
         if self.frames.contains_key(&sequence) {
             return Err(SessionError::Reused(mark.sequence));
         }
+        self.check_pending()?;
         let older: Vec<(u64, u64)> = self
             .waiting
             .range(first..end)
