@@ -127,10 +127,7 @@ impl EngineError {
             Self::Tunnel(error) => error.is_transient(),
             Self::Session(SessionError::Drained) | Self::Interrupted => true,
             Self::Session(SessionError::Peer { code, .. }) => {
-                matches!(
-                    code,
-                    FailCode::TimedOut | FailCode::Overloaded | FailCode::FlushFailed | FailCode::Busy
-                )
+                matches!(code, FailCode::TimedOut | FailCode::Overloaded | FailCode::FlushFailed)
             }
             _ => false,
         }

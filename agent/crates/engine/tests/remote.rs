@@ -423,3 +423,94 @@ async fn a_stopped_receiver_makes_durable_what_it_has_and_says_so() {
     pair.assert_equal("disk");
     assert!(summary.resumed);
 }
+
+/// Pushes until so much is settled, then cancels.
+async fn begin(pair: &Pair, mode: Mode, bytes: u64) {
+    let context = pair.context(mode);
+    let (source, dialler) = (raw(pair.source()), pair.dialler(TransportChoice::Quic));
+    let of_push = context.clone();
+    let pushed = tokio::spawn(async move { push(&of_push, &source, &dialler, &remote("disk")).await });
+    settled(&context, bytes).await;
+    context.cancel.cancel();
+    pushed.await.unwrap().expect_err("it was cancelled");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_that_changed_between_attempts_is_read_again() {
+    let pair = Pair::new();
+    random(&pair.source(), 80 << 20, 20);
+    begin(&pair, Mode::Create, 30 << 20).await;
+    let file = File::options().write(true).open(pair.source()).unwrap();
+    for extent in 0..80 {
+        file.write_all_at(b"written between the attempts", extent << 20).unwrap();
+    }
+    drop(file);
+    let summary = pair.push(Mode::Create, "disk").await.unwrap();
+    pair.assert_equal("disk");
+    assert!(summary.counters.same > 0 || summary.counters.payload > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_journal_without_its_data_is_not_believed() {
+    let pair = Pair::new();
+    random(&pair.source(), 80 << 20, 21);
+    begin(&pair, Mode::Create, 30 << 20).await;
+    std::fs::remove_file(pair.sidecar("disk").join("data")).unwrap();
+    pair.push(Mode::Create, "disk").await.unwrap();
+    pair.assert_equal("disk");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_resync_leaves_the_volume_where_it_is() {
+    let pair = Pair::new();
+    random(&pair.source(), 4 << 20, 22);
+    pair.push(Mode::Create, "disk").await.unwrap();
+    let used = File::options().write(true).open(pair.in_pool("disk")).unwrap();
+    assert_eq!(code(pair.push(Mode::ResyncFull, "disk").await), FailCode::Busy);
+    assert!(pair.in_pool("disk").exists(), "it is in use, and stays visible and sealed");
+    drop(used);
+    pair.push(Mode::ResyncTrusted, "disk").await.unwrap();
+    pair.assert_equal("disk");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_in_the_pool_leads_nowhere() {
+    let pair = Pair::new();
+    random(&pair.source(), 4 << 20, 23);
+    pair.push(Mode::Create, "disk").await.unwrap();
+    let outside = pair.folder.path().join("outside");
+    std::fs::write(&outside, b"precious").unwrap();
+    std::fs::remove_file(pair.in_pool("disk")).unwrap();
+    std::os::unix::fs::symlink(&outside, pair.in_pool("disk")).unwrap();
+    pair.push(Mode::ResyncFull, "disk").await.expect_err("links are refused");
+    let pulled = pull(
+        &pair.context(Mode::Create),
+        &pair.dialler(TransportChoice::Quic),
+        &remote("disk"),
+        &target(&pair),
+    )
+    .await;
+    pulled.expect_err("links are refused");
+    assert_eq!(std::fs::read(&outside).unwrap(), b"precious");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sealed_volume_whose_receipt_was_lost_is_sealed_once() {
+    let pair = Pair::new();
+    random(&pair.source(), 8 << 20, 24);
+    // The process dies after the volume was sealed and before the receipt was kept.
+    let context = pair.context(Mode::Create);
+    let first = novaferry_engine::transfer::push_and_keep(
+        &context,
+        &raw(pair.source()),
+        &pair.dialler(TransportChoice::Quic),
+        &remote("disk"),
+        |_| Err(EngineError::Interrupted),
+    )
+    .await;
+    first.expect_err("it was not kept");
+    let again = pair.push(Mode::Create, "disk").await.unwrap();
+    assert_eq!(again.receipt.body.generation, 1, "the first receipt, not a new one");
+    assert_eq!(again.counters.payload, 0);
+    pair.assert_equal("disk");
+}
