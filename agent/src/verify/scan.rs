@@ -10,7 +10,8 @@ use engine::progress::Progress;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 use reduce::{HashKey, RootBuilder};
-use volume::{Buffer, BufferPool, ByteOffset, ChunkId, ExtentIndex, Source};
+use volume::{Buffer, BufferPool, ByteLen, ByteOffset, ChunkId, ExtentIndex, Source};
+use wire::VolumeFormat;
 
 use crate::failure::Failure;
 
@@ -28,8 +29,14 @@ pub(super) async fn root(
     let disk = process.session_disk()?;
     let opened = volume.open(&disk.disk, true).await?;
     let found = opened.volume().geometry().size;
-    counters.size.store(found.0, Ordering::Relaxed);
-    let differs = found.0 != size;
+    counters.size.store(size, Ordering::Relaxed);
+    // A device or an export may be larger than the volume that was copied onto it; a file or an image may not.
+    let may_be_larger = match volume {
+        LocalVolume::Path { path, format: VolumeFormat::Raw } => !path.is_file(),
+        LocalVolume::Path { .. } => false,
+        LocalVolume::Nbd(_) => true,
+    };
+    let differs = found.0 < size || (found.0 > size && !may_be_larger);
     let result = if differs {
         Err(Failure::new(
             "differs",
@@ -37,7 +44,7 @@ pub(super) async fn root(
             "name the volume that the receipt is about",
         ))
     } else {
-        read(process, opened.volume(), &disk.pool, key, counters).await.map_err(Failure::from)
+        read(process, opened.volume(), &disk.pool, key, ByteLen(size), counters).await.map_err(Failure::from)
     };
     opened.close().await?;
     result
@@ -48,9 +55,9 @@ async fn read(
     source: &dyn Source,
     pool: &Arc<dyn BufferPool>,
     key: HashKey,
+    size: ByteLen,
     counters: &Progress,
 ) -> Result<String, EngineError> {
-    let size = source.geometry().size;
     let extents = size.extents();
     let key = Arc::new(key);
     let mut builder = RootBuilder::new(&key, size)?;
@@ -66,7 +73,7 @@ async fn read(
                 at = extents;
                 break;
             }
-            jobs.push_back(extent(process, source, pool, Arc::clone(&key), ExtentIndex(next)));
+            jobs.push_back(extent(process, source, pool, Arc::clone(&key), ExtentIndex(next), size));
             at = next + 1;
         }
         let Some(done) = jobs.next().await else { break };
@@ -90,8 +97,8 @@ async fn extent(
     pool: &Arc<dyn BufferPool>,
     key: Arc<HashKey>,
     index: ExtentIndex,
+    size: ByteLen,
 ) -> Result<(ExtentIndex, Vec<ChunkId>), EngineError> {
-    let size = source.geometry().size;
     let Some(range) = index.range(size) else { return Ok((index, Vec::new())) };
     let mut buffers: Vec<Buffer> = Vec::new();
     let mut at = range.start;
