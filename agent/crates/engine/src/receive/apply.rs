@@ -5,7 +5,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use futures_util::future::try_join_all;
+use futures_util::future::{BoxFuture, try_join_all};
+use futures_util::{StreamExt, stream};
 use reduce::delta::PageMask;
 use reduce::{ContentIndex, chunk_id, delta};
 use session::Applied;
@@ -22,6 +23,8 @@ use crate::error::EngineError;
 use crate::grain::CHUNK_LEN;
 use crate::keyed::Keyed;
 
+/// Chunks that one frame reads at once.
+const READS: usize = 4;
 /// Buffers of the pool that are not for received payload: frames are assembled in them, and the target is read into
 /// them. Whoever needs some gets them all at once, so that nobody waits while holding a part.
 const ASSEMBLY_BUFFERS: usize = 64;
@@ -242,7 +245,8 @@ impl Applier {
                                 decoded.copy_to(*at, &mut pages);
                                 delta::apply(chunk, PageMask(*mask), &pages).is_ok()
                             }
-                            Fill::There => true,
+                            // Hashed when it was fetched.
+                            Fill::There => continue,
                         };
                         if !filled || chunk_id(key.key(), chunk) != ids[*nth] {
                             wrong |= 1 << nth;
@@ -321,7 +325,18 @@ impl Applier {
         let mut unknown = 0;
         let mut payload_at = 0;
         let mut previous: Option<usize> = None;
+        let reads: Vec<BoxFuture<'_, Result<Option<Buffer>, EngineError>>> = head
+            .chunks
+            .iter()
+            .enumerate()
+            .map(|(nth, entry)| {
+                let at = range.start + nth as u64 * CHUNK;
+                Box::pin(self.content(entry, at, chunk_len(range, nth))) as BoxFuture<'_, _>
+            })
+            .collect();
+        let mut contents = stream::iter(reads).buffered(READS);
         for (nth, entry) in head.chunks.iter().enumerate() {
+            let found = contents.next().await.transpose()?.flatten();
             let len = chunk_len(range, nth);
             let at = range.start + nth as u64 * CHUNK;
             let fill = match entry {
@@ -331,15 +346,14 @@ impl Applier {
                 ChunkEntry::Reference(_) => Fill::There,
             };
             payload_at += usize::try_from(entry.payload_len(len as u64)).unwrap_or(usize::MAX);
-            let found = match entry {
-                ChunkEntry::Pages(..) => self.read(&*self.sink, at, len).await?.map(Some),
-                ChunkEntry::Reference(id) => self.fetch(id, len).await?.map(Some),
-                _ => Some(None),
-            };
-            let Some(content) = found else {
+            let wanted = matches!(entry, ChunkEntry::Pages(..) | ChunkEntry::Reference(_));
+            if wanted && found.is_none() {
                 unknown |= 1 << nth;
+            }
+            if unknown != 0 {
+                // Nothing of the frame will be written: only find out what else is missing.
                 continue;
-            };
+            }
             let joins = previous == nth.checked_sub(1)
                 && previous.is_some()
                 && runs.last().is_some_and(|run| run.chunks.len() < per_buffer);
@@ -352,12 +366,21 @@ impl Applier {
             let Some(run) = runs.last_mut() else { continue };
             let start = run.buffer.len();
             run.buffer.set_len(start + len);
-            if let Some(content) = content {
+            if let Some(content) = found {
                 run.buffer[start..].copy_from_slice(&content);
             }
             run.chunks.push((nth, fill));
         }
         Ok((runs, unknown))
+    }
+
+    /// What must be read for an entry: the target's chunk under pages, or what a reference names.
+    async fn content(&self, entry: &ChunkEntry, at: u64, len: usize) -> Result<Option<Buffer>, EngineError> {
+        match entry {
+            ChunkEntry::Pages(..) => self.read(&*self.sink, at, len).await,
+            ChunkEntry::Reference(id) => self.fetch(id, len).await,
+            ChunkEntry::Zero | ChunkEntry::Same(_) | ChunkEntry::Data(_) => Ok(None),
+        }
     }
 
     /// Reads a chunk; `None` when the source is too short or cannot be read there (a reference may be served by
