@@ -82,5 +82,6 @@ pub fn receipt(data: &[u8]) {
 /// The metadata of a volume.
 pub fn volume_meta(data: &[u8]) {
     let Ok(meta) = Meta::parse(data) else { return };
+    assert!(!meta.format.as_str().is_empty());
     assert_eq!(Meta::parse(&meta.to_json()), Ok(meta), "metadata is read back");
 }

@@ -56,6 +56,9 @@ pub fn golden() -> io::Result<Vec<Seed>> {
 }
 
 /// The seeds that our own encoders make. Certificates are not among them: each has its own keys.
+///
+/// # Panics
+/// When there is no memory for a zstd context.
 #[must_use]
 pub fn made() -> Vec<Seed> {
     let seed =
@@ -104,6 +107,17 @@ pub fn made() -> Vec<Seed> {
     seeds.push(seed("receipt", "unsigned", &receipt.to_json()));
     receipt.signature = "1f".repeat(64);
     seeds.push(seed("receipt", "wrongly_signed", &receipt.to_json()));
+    for (name, plain) in
+        [("ours_small", vec![7; 200]), ("ours_medium", vec![8; 5000]), ("ours_large", vec![9; 100_000])]
+    {
+        let mut frame = vec![0; plain.len()];
+        let mut compressor = reduce::Compressor::new().expect("there is memory for a context");
+        let outcome =
+            compressor.compress(3, &[&plain], &mut frame).expect("a level and a length within the limits");
+        let reduce::Outcome::Compressed(len) = outcome else { unreachable!("one byte repeated pays") };
+        let [a, b, c, ..] = plain.len().to_le_bytes();
+        seeds.push(seed("decompress", name, &[&[a, b, c, 0, 16], &frame[..len]].concat()));
+    }
     seeds
 }
 

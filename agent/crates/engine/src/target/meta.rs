@@ -155,3 +155,20 @@ impl Meta {
         sidecar.replace(name, &self.to_json())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_or_newer_record_is_refused_and_says_where() {
+        let folder = tempfile::tempdir().unwrap();
+        let sidecar = Folder::open(folder.path()).unwrap();
+        assert_eq!(Meta::load(&sidecar, "meta").unwrap(), None);
+        for bad in [&b"{"[..], b"[]", b"\xff"] {
+            sidecar.replace("meta", bad).unwrap();
+            let error = Meta::load(&sidecar, "meta").unwrap_err().to_string();
+            assert!(error.contains(folder.path().to_str().unwrap()), "{error}");
+        }
+    }
+}

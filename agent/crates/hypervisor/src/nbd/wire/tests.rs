@@ -238,3 +238,26 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn every_error_of_a_server_says_something_of_its_own() {
+    let refusals = (1..=11).map(|code| OptionRefusal { code, message: String::new() });
+    let mut said: Vec<String> = refusals.map(|refusal| format!("{:?} {refusal}", refusal.kind())).collect();
+    let codes = [1, 5, 12, 22, 28, 75, 95, 108, 7777];
+    said.extend(codes.map(|code| format!("{:?} {}", ErrorCode(code).kind(), ErrorCode(code))));
+    let different: std::collections::BTreeSet<&String> = said.iter().collect();
+    assert_eq!(different.len(), said.len(), "{said:?}");
+    let explained = OptionRefusal { code: 6, message: "no disk".to_owned() };
+    assert!(explained.to_string().ends_with("(no disk)"), "{explained}");
+    let commands = [
+        Command::Read,
+        Command::Write,
+        Command::Disconnect,
+        Command::Flush,
+        Command::Trim,
+        Command::WriteZeroes,
+        Command::BlockStatus,
+    ];
+    let names: std::collections::BTreeSet<String> = commands.iter().map(Command::to_string).collect();
+    assert_eq!(names.len(), commands.len());
+}
