@@ -20,7 +20,8 @@ pub fn decompress(data: &[u8]) {
     let mut out = vec![0; plain];
     let mut slices: Vec<&mut [u8]> = out.chunks_mut(slice).collect();
     let result = decompressor.decompress(frame, &mut slices);
-    assert!(decompressor.memory() <= 2 << 20, "{decompressor:?}");
+    let shown = format!("{decompressor:?}");
+    assert!(decompressor.memory() <= 2 << 20, "{shown}");
     if result.is_ok() {
         assert!(frame.len() <= plain, "a frame longer than its content");
         let mut whole = vec![0; plain];

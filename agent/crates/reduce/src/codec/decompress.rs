@@ -31,13 +31,11 @@ impl Decompressor {
     /// # Errors
     /// [`Kind::Internal`] when there is no memory for it.
     pub fn new() -> Result<Self, ReduceError> {
-        let mut context = DCtx::try_create().ok_or_else(|| {
-            ReduceError::new(Kind::Internal, Op::Decompress, "no memory for a zstd context")
-        })?;
-        context.set_parameter(DParameter::WindowLogMax(WINDOW_LOG)).map_err(|code| {
-            ReduceError::new(Kind::Internal, Op::Decompress, "set the largest window")
-                .caused_by(ZstdError::of(code))
-        })?;
+        let mut context = DCtx::try_create().ok_or_else(|| internal("no memory for a zstd context"))?;
+        let window = DParameter::WindowLogMax(WINDOW_LOG);
+        context
+            .set_parameter(window)
+            .map_err(|code| internal("set the largest window").caused_by(ZstdError::of(code)))?;
         Ok(Self { context })
     }
 
@@ -63,9 +61,8 @@ impl Decompressor {
             return Err(wrong(format!("a frame of {} bytes for {plain} plain bytes", frame.len())));
         }
         check_header(frame, plain)?;
-        self.context.reset(ResetDirective::SessionOnly).map_err(|code| {
-            ReduceError::new(Kind::Internal, Op::Decompress, "reset").caused_by(ZstdError::of(code))
-        })?;
+        let reset = self.context.reset(ResetDirective::SessionOnly);
+        reset.map_err(|code| internal("reset").caused_by(ZstdError::of(code)))?;
         let mut input = InBuffer::around(frame);
         let mut ended = false;
         for segment in out.iter_mut().filter(|segment| !segment.is_empty()) {
@@ -146,6 +143,10 @@ fn check_header(frame: &[u8], plain: usize) -> Result<(), ReduceError> {
         return Err(wrong(format!("the frame says {content} bytes, {plain} are declared")));
     }
     Ok(())
+}
+
+fn internal(what: &str) -> ReduceError {
+    ReduceError::new(Kind::Internal, Op::Decompress, what)
 }
 
 fn refused(what: String) -> ReduceError {
