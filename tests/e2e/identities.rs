@@ -25,7 +25,7 @@ fn only_hosts_of_this_ca_are_let_in() {
         ])
         .done();
     harness.allow_log("refused");
-    let copy = |name: &str| harness.copy(&source, host.url("disk")).as_host(name);
+    let copy = |name: &str| harness.copy(&source, host.url("disk")).sent_by(name);
     let failure = copy("stranger").fails("refused");
     assert!(failure.advice.contains("same CA"), "{}", failure.advice);
 
@@ -90,7 +90,7 @@ fn volumes_have_owners() {
     harness.copy(&source, host.url("disk")).done();
     harness.allow_log("session ended");
     for mode in ["trusted", "full"] {
-        let other = harness.copy(&source, host.url("disk")).as_host("host-c").with(["--resync", mode]);
+        let other = harness.copy(&source, host.url("disk")).sent_by("host-c").with(["--resync", mode]);
         let failure = other.fails("not-owner");
         assert!(failure.message.contains("host-a"), "{}", failure.message);
     }
@@ -99,6 +99,6 @@ fn volumes_have_owners() {
     harness.copy(&source, host.url("precious")).with(["--resync", "full"]).fails("not-owner");
     assert_eq!(std::fs::read(host.volume("precious")).unwrap(), b"by hand");
     // Pulling is its own permission.
-    harness.copy(host.url("disk"), harness.path("pulled")).as_host("host-c").fails("not-authorised");
+    harness.copy(host.url("disk"), harness.path("pulled")).sent_by("host-c").fails("not-authorised");
     daemon.stop();
 }

@@ -122,12 +122,12 @@ impl Run<'_> {
         let (source, receipt) = (self.harness.path("source"), self.harness.path("receipt"));
         mixed_file(&source, SIZE, self.dice.roll());
         let copy = self.harness.copy(&source, self.host.url(&name)).with(["--receipt"]).with([&receipt]);
-        let mut kills_of_process = 0;
+        let mut crashes = 0;
         let summary = loop {
             // A sender that keeps dialling, or one that gives up and is run again.
             let patient = !matches!(victim, Victim::Receiver) || self.dice.below(2) == 0;
             let copy = if patient { copy.clone() } else { copy.clone().with(["--patience", "0"]) };
-            match self.attempt(&copy, victim, patient, &name, &mut kills_of_process) {
+            match self.attempt(&copy, victim, patient, &name, &mut crashes) {
                 Some(outcome) => break Some(outcome.done()),
                 // Killed between writing the receipt and saying so.
                 None if receipt.exists() => break None,
@@ -137,11 +137,9 @@ impl Run<'_> {
         let sealed = self.host.volume(&name);
         self.figures.differing_bytes += differing_bytes(&source, &sealed, SIZE + 1);
         let resent = summary.map_or(0, |summary| summary.count("resent_bytes"));
-        assert!(
-            resent <= WINDOW * kills_of_process.max(1),
-            "{name}: {resent} bytes sent again after {kills_of_process} kills"
-        );
-        self.figures.most_resent = self.figures.most_resent.max(resent / kills_of_process.max(1));
+        assert!(resent <= WINDOW * crashes, "{name}: {resent} bytes sent again after {crashes} crashes");
+        self.figures.most_resent =
+            self.figures.most_resent.max(resent.checked_div(crashes).unwrap_or_default());
         let text = |path: &std::path::Path| path.to_str().unwrap().to_owned();
         let trust = text(&self.harness.identity("host-a"));
         let state = self.harness.text("state");
@@ -153,16 +151,17 @@ impl Run<'_> {
         std::fs::remove_dir_all(self.host.sidecar(&name)).unwrap();
     }
 
-    /// Runs the command until it is done, or dies with its victim.
+    /// Runs the command until it is done, or dies with its victim. `crashes` counts those that its process makes up
+    /// for: its own, and the one that ended the process before it.
     fn attempt(
         &mut self,
         copy: &Copy<'_>,
         victim: Victim,
         patient: bool,
         name: &str,
-        kills: &mut u64,
+        crashes: &mut u64,
     ) -> Option<Outcome> {
-        *kills = 0;
+        *crashes = u64::from(*crashes > 0);
         let mut running = copy.start();
         loop {
             if self.figures.rounds >= self.rounds {
@@ -181,6 +180,7 @@ impl Run<'_> {
                 return Some(Outcome::of(running.finish()));
             }
             self.figures.rounds += 1;
+            *crashes += 1;
             if !matches!(victim, Victim::Sender) {
                 self.daemon.take().unwrap().kill();
             }
@@ -190,10 +190,9 @@ impl Run<'_> {
                 return None;
             }
             self.check_visible(name);
-            *kills += 1;
+            self.daemon = Some(self.host.start());
             if !patient {
                 let outcome = Outcome::of(running.finish());
-                self.daemon = Some(self.host.start());
                 if outcome.finished.code() == Some(0) {
                     // It had its receipt when the receiver died.
                     return Some(outcome);
@@ -202,7 +201,6 @@ impl Run<'_> {
                 return None;
             }
             self.figures.by_itself += 1;
-            self.daemon = Some(self.host.start());
         }
     }
 

@@ -35,7 +35,7 @@ impl<'a> Copy<'a> {
     }
 
     /// As another host.
-    pub(crate) fn as_host(mut self, name: &str) -> Self {
+    pub(crate) fn sent_by(mut self, name: &str) -> Self {
         self.identity = self.harness.identity(name);
         self.state = self.harness.path(&format!("state-of-{name}"));
         self
