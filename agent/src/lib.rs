@@ -3,7 +3,7 @@
 //! This library is the binary `novaferry-agent`, whose `main` only calls [`cli::run`]: the command line ([`cli`]), what
 //! each command does ([`copy`], [`verify`], [`daemon`]), the daemon's local socket ([`control`]), what is printed
 //! ([`output`], [`failure`]), names of volumes ([`address`]), certificates ([`pki`]), the configuration file
-//! ([`config`]), logs, traces and metrics ([`observe`]), and the names of all environment variables ([`env`]).
+//! ([`config`]), logs, traces and metrics ([`observe`]), and the names of all environment variables ([`mod@env`]).
 
 pub mod address;
 pub mod cli;
