@@ -95,7 +95,7 @@ fn an_old_copy_is_brought_up_to_date() {
     }
     // A guest wrote to the sealed volume: only reading both finds that.
     change_pages(&host.volume("disk"), 3, 6);
-    harness.allow_log("was changed after it was sealed");
+    harness.allow_log("changed after it was sealed");
     copy.clone().with(["--resync", "trusted"]).fails("not-trusted");
     copy.with(["--resync", "full"]).done();
     same(&source, &host.volume("disk"));
