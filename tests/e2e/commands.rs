@@ -75,7 +75,7 @@ fn an_old_copy_is_brought_up_to_date() {
     random_file(&source, size, 3);
     let copy = harness.copy(&source, host.url("disk"));
     copy.done();
-    harness.allow_log("exists and is sealed");
+    harness.allow_log("\"exists\"");
     let failure = copy.fails("exists");
     assert!(failure.advice.contains("--resync"), "{}", failure.advice);
     for (seed, mode) in [(4, "trusted"), (5, "full")] {
