@@ -163,7 +163,7 @@ async fn dropping_all_ends_tells_the_peer() {
             pair(transport, 2, |_, _| {}, [buffers(), buffers()]).await;
         drop(dialler);
         let error = accepter.closed().await;
-        let expected = TunnelErrorKind::PeerClosed(CloseCode::Failed(FailCode::Cancelled));
+        let expected = TunnelErrorKind::PeerClosed(CloseCode::Failed(FailCode::Internal));
         assert_eq!(error.kind(), expected, "{transport:?}");
     }
 }
