@@ -6,7 +6,7 @@ use std::sync::Arc;
 use disk::{Disk, SourceOptions};
 use hypervisor::nbd::{Access, NbdVolume, Uri};
 use hypervisor::{qemu_img, qemu_nbd};
-use volume::{Kind, Op, Source, VolumeError};
+use volume::{Op, Source, VolumeError};
 use wire::{FailCode, VolumeFormat};
 
 use crate::error::EngineError;
@@ -145,19 +145,4 @@ pub(crate) async fn open_qcow2(path: &Path, drop_snapshots: bool) -> Result<Open
     let export = qemu_nbd::Exporter::read_only(path, "qcow2").start().await.map_err(fail)?;
     let volume = export.volume().await.map_err(fail)?;
     Ok(OpenSource { source: Arc::new(volume), export: Some(export) })
-}
-
-/// Refuses a source that is empty of meaning: a directory, a pipe.
-pub fn check_readable(path: &Path) -> Result<(), EngineError> {
-    use std::os::unix::fs::FileTypeExt;
-    let label = path.display().to_string();
-    let metadata = std::fs::metadata(path).map_err(|error| {
-        VolumeError::io(Op::Open, &label, error).advise("check the path, and that this user may read it")
-    })?;
-    let kind = metadata.file_type();
-    if kind.is_file() || kind.is_block_device() {
-        return Ok(());
-    }
-    let error = VolumeError::new(Kind::Unsupported, Op::Open, label);
-    Err(error.advise("name a regular file, a block device or an NBD export").into())
 }

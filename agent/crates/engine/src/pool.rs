@@ -165,12 +165,12 @@ impl Pool {
         Ok((meta, self.root.clone()))
     }
 
-    /// Opens a sealed raw volume to read. `shared` where the content is verified by its ids anyway.
-    pub fn open_raw(&self, disk: &Disk, name: &str, shared: bool) -> Result<FileSource, EngineError> {
+    /// Opens a sealed raw volume to read.
+    pub fn open_raw(&self, disk: &Disk, name: &str) -> Result<FileSource, EngineError> {
         check_name(name)?;
         let descriptor = self.root.open_at(name, OFlags::RDONLY)?;
         let label = format!("{}/{name}", self.name);
-        Ok(disk.source_from(descriptor, label, SourceOptions { allow_shared: shared })?)
+        Ok(disk.source_from(descriptor, label, SourceOptions::default())?)
     }
 
     /// Indexes the owner's sealed raw volumes: what the receiver can serve to itself.

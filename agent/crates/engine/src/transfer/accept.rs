@@ -358,7 +358,7 @@ impl One<'_> {
         pool.allow_pull(self.peer)?;
         let (meta, root) = pool.sealed(&self.open.name)?;
         let source = match meta.format {
-            Format::Raw => OpenSource::from(pool.open_raw(&self.disk.disk, &self.open.name, false)?),
+            Format::Raw => OpenSource::from(pool.open_raw(&self.disk.disk, &self.open.name)?),
             Format::Qcow2 => {
                 // Beneath the pool and no link: qemu-nbd gets a path, so this is looked at first.
                 drop(root.open_at(&self.open.name, OFlags::RDONLY)?);
