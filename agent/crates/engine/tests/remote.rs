@@ -68,6 +68,13 @@ impl Pair {
         self.push_with(&self.context(mode), name).await
     }
 
+    /// Pushes to `disk` beside the test, which can watch the context and break things meanwhile.
+    fn start_push(&self, context: &Context) -> tokio::task::JoinHandle<Result<Summary, EngineError>> {
+        let (context, source) = (context.clone(), raw(self.source()));
+        let dialler = self.dialler(TransportChoice::Quic);
+        tokio::spawn(async move { push(&context, &source, &dialler, &remote("disk")).await })
+    }
+
     /// Kills the host and starts it again over the same folders.
     async fn restart(&mut self) {
         let host = self.host.take().unwrap();
@@ -138,9 +145,7 @@ async fn a_killed_receiver_resumes_where_its_journal_ends() {
     let size: u64 = 200 << 20;
     random(&pair.source(), usize::try_from(size).unwrap(), 3);
     let context = pair.context(Mode::Create);
-    let (source, dialler) = (raw(pair.source()), pair.dialler(TransportChoice::Quic));
-    let of_push = context.clone();
-    let pushed = tokio::spawn(async move { push(&of_push, &source, &dialler, &remote("disk")).await });
+    let pushed = pair.start_push(&context);
     settled(&context, 40 << 20).await;
     pair.restart().await;
     let error = pushed.await.unwrap().expect_err("the tunnel was lost");
@@ -161,9 +166,7 @@ async fn a_stopped_sender_drains_and_resumes() {
     let pair = Pair::new();
     random(&pair.source(), 120 << 20, 4);
     let context = pair.context(Mode::Create);
-    let (source, dialler) = (raw(pair.source()), pair.dialler(TransportChoice::Quic));
-    let of_push = context.clone();
-    let pushed = tokio::spawn(async move { push(&of_push, &source, &dialler, &remote("disk")).await });
+    let pushed = pair.start_push(&context);
     settled(&context, 20 << 20).await;
     context.stop.cancel();
     let error = pushed.await.unwrap().expect_err("it was stopped");
@@ -181,9 +184,7 @@ async fn a_journal_with_a_damaged_tail_is_cut_and_the_rest_sent_again() {
     let mut pair = Pair::new();
     random(&pair.source(), 100 << 20, 5);
     let context = pair.context(Mode::Create);
-    let (source, dialler) = (raw(pair.source()), pair.dialler(TransportChoice::Quic));
-    let of_push = context.clone();
-    let pushed = tokio::spawn(async move { push(&of_push, &source, &dialler, &remote("disk")).await });
+    let pushed = pair.start_push(&context);
     settled(&context, 40 << 20).await;
     let host = pair.host.take().unwrap();
     let address = host.address;
@@ -260,9 +261,7 @@ async fn an_interrupted_resync_resumes_and_stays_invisible_meanwhile() {
     pair.push(Mode::Create, "disk").await.unwrap();
     random(&pair.source(), size, 12);
     let context = pair.context(Mode::ResyncTrusted);
-    let (source, dialler) = (raw(pair.source()), pair.dialler(TransportChoice::Quic));
-    let of_push = context.clone();
-    let pushed = tokio::spawn(async move { push(&of_push, &source, &dialler, &remote("disk")).await });
+    let pushed = pair.start_push(&context);
     settled(&context, 20 << 20).await;
     pair.restart().await;
     pushed.await.unwrap().expect_err("the tunnel was lost");
@@ -340,9 +339,7 @@ async fn a_source_that_changes_gets_no_receipt() {
     let pair = Pair::new();
     random(&pair.source(), 60 << 20, 15);
     let context = pair.context(Mode::Create);
-    let (source, dialler) = (raw(pair.source()), pair.dialler(TransportChoice::Quic));
-    let of_push = context.clone();
-    let pushed = tokio::spawn(async move { push(&of_push, &source, &dialler, &remote("disk")).await });
+    let pushed = pair.start_push(&context);
     settled(&context, 1 << 20).await;
     // Only the times: content that was read already may have changed and been changed back.
     let file = File::options().write(true).open(pair.source()).unwrap();
@@ -357,9 +354,7 @@ async fn a_sender_that_slept_through_a_newer_session_is_refused() {
     let pair = Pair::new();
     random(&pair.source(), 80 << 20, 16);
     let first = pair.context(Mode::Create);
-    let (source, dialler) = (raw(pair.source()), pair.dialler(TransportChoice::Quic));
-    let of_push = first.clone();
-    let pushed = tokio::spawn(async move { push(&of_push, &source, &dialler, &remote("disk")).await });
+    let pushed = pair.start_push(&first);
     settled(&first, 1 << 20).await;
     first.cancel.cancel();
     pushed.await.unwrap().expect_err("it was cancelled");
@@ -377,9 +372,7 @@ async fn a_cancelled_session_ends_on_both_sides() {
     let pair = Pair::new();
     random(&pair.source(), 100 << 20, 17);
     let context = pair.context(Mode::Create);
-    let (source, dialler) = (raw(pair.source()), pair.dialler(TransportChoice::Quic));
-    let of_push = context.clone();
-    let pushed = tokio::spawn(async move { push(&of_push, &source, &dialler, &remote("disk")).await });
+    let pushed = pair.start_push(&context);
     settled(&context, 1 << 20).await;
     let listed = pair.host().registry.list();
     assert_eq!(listed.len(), 1);
@@ -409,9 +402,7 @@ async fn a_stopped_receiver_makes_durable_what_it_has_and_says_so() {
     let mut pair = Pair::new();
     random(&pair.source(), 120 << 20, 19);
     let context = pair.context(Mode::Create);
-    let (source, dialler) = (raw(pair.source()), pair.dialler(TransportChoice::Quic));
-    let of_push = context.clone();
-    let pushed = tokio::spawn(async move { push(&of_push, &source, &dialler, &remote("disk")).await });
+    let pushed = pair.start_push(&context);
     settled(&context, 20 << 20).await;
     let host = pair.host.take().unwrap();
     let address = host.address;
@@ -427,9 +418,7 @@ async fn a_stopped_receiver_makes_durable_what_it_has_and_says_so() {
 /// Pushes until so much is settled, then cancels.
 async fn begin(pair: &Pair, mode: Mode, bytes: u64) {
     let context = pair.context(mode);
-    let (source, dialler) = (raw(pair.source()), pair.dialler(TransportChoice::Quic));
-    let of_push = context.clone();
-    let pushed = tokio::spawn(async move { push(&of_push, &source, &dialler, &remote("disk")).await });
+    let pushed = pair.start_push(&context);
     settled(&context, bytes).await;
     context.cancel.cancel();
     pushed.await.unwrap().expect_err("it was cancelled");
