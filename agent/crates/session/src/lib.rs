@@ -18,6 +18,7 @@
 //! receiver:  arrive ─► stale? drop ─► place locked? wait ─► apply ─► uncommitted ─► fdatasync, journal ─► Ack
 //! ```
 
+pub mod cutover;
 pub mod error;
 pub mod extents;
 pub mod old;
