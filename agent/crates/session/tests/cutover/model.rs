@@ -196,20 +196,16 @@ impl World {
 
     fn deliver_to_destination(&mut self) {
         match self.to_destination.pop_front() {
-            Some(ToDestination::Prepare) => {
-                if self.destination.record.is_none() {
-                    self.destination.machine = Some(Destination::default());
-                    self.destination.record = Some(DestinationState::Waiting { complete: false });
-                    self.destination.guest = Guest::Receiving;
-                    self.answer(ToSource::Prepared);
-                }
+            Some(ToDestination::Prepare) if self.destination.record.is_none() => {
+                self.destination.machine = Some(Destination::default());
+                self.destination.record = Some(DestinationState::Waiting { complete: false });
+                self.destination.guest = Guest::Receiving;
+                self.answer(ToSource::Prepared);
             }
             Some(ToDestination::Permit) => self.tell_destination(DestinationEvent::Permit),
-            Some(ToDestination::LastPart) => {
-                if self.destination.guest == Guest::Receiving {
-                    self.destination.guest = Guest::Whole;
-                    self.tell_destination(DestinationEvent::Complete);
-                }
+            Some(ToDestination::LastPart) if self.destination.guest == Guest::Receiving => {
+                self.destination.guest = Guest::Whole;
+                self.tell_destination(DestinationEvent::Complete);
             }
             Some(ToDestination::Abort) => {
                 self.tell_destination(DestinationEvent::Abort("aborted".to_owned()));
@@ -221,7 +217,7 @@ impl World {
                 self.tell_destination(DestinationEvent::Ask);
             }
             Some(ToDestination::Finalise) => self.tell_destination(DestinationEvent::Finalise),
-            None => {}
+            Some(ToDestination::Prepare | ToDestination::LastPart) | None => {}
         }
     }
 
