@@ -11,6 +11,7 @@
 mod at_rest;
 mod content;
 mod machines;
+mod migration;
 mod outside;
 pub mod seeds;
 mod wire_format;
@@ -18,6 +19,7 @@ mod wire_format;
 pub use at_rest::{journal_fields, journal_replay, leaf_table, receipt, volume_meta};
 pub use content::{decompress, page_delta};
 pub use machines::{ordering, session};
+pub use migration::{migration_stream, multifd};
 pub use outside::{certificate, config, nbd_replies, nbd_uri};
 pub use wire_format::{control, extent_head, frame_header, prelude};
 
@@ -49,4 +51,6 @@ pub const TARGETS: &[Target] = &[
     Target { name: "certificate", run: certificate },
     Target { name: "nbd_replies", run: nbd_replies },
     Target { name: "nbd_uri", run: nbd_uri },
+    Target { name: "multifd", run: multifd },
+    Target { name: "migration_stream", run: migration_stream },
 ];

@@ -118,6 +118,18 @@ pub fn made() -> Vec<Seed> {
         let [a, b, c, ..] = plain.len().to_le_bytes();
         seeds.push(seed("decompress", name, &[&[a, b, c, 0, 16], &frame[..len]].concat()));
     }
+    // The first byte is the size of the reads.
+    seeds.push(seed("multifd", "round", &[&[255], &crate::migration::channel_seed()[..]].concat()));
+    seeds.push(seed(
+        "migration_stream",
+        "plain",
+        &[&[200], &crate::migration::stream_seed(false)[..]].concat(),
+    ));
+    seeds.push(seed(
+        "migration_stream",
+        "fields",
+        &[&[3], &crate::migration::stream_seed(true)[..]].concat(),
+    ));
     seeds
 }
 
