@@ -187,6 +187,18 @@ pub enum ConnectionLoss {
     Closed,
 }
 
+impl From<std::io::Error> for ConnectionLoss {
+    fn from(error: std::io::Error) -> Self {
+        Self::Socket(error)
+    }
+}
+
+impl From<ProtocolError> for ConnectionLoss {
+    fn from(error: ProtocolError) -> Self {
+        Self::Protocol(error)
+    }
+}
+
 fn detail(offset: Option<u64>, message: &str) -> String {
     let place = offset.map(|offset| format!(" at byte {offset}")).unwrap_or_default();
     let text = if message.is_empty() { String::new() } else { format!(" ({message})") };

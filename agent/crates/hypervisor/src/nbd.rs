@@ -16,6 +16,7 @@ pub mod client;
 mod connection;
 mod coverage;
 mod negotiate;
+mod socket;
 pub mod uri;
 pub mod volume;
 pub mod wire;
