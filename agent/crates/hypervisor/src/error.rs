@@ -44,6 +44,15 @@ pub enum Error {
         /// What was wrong.
         source: ProtocolError,
     },
+    /// The client of an export that this program serves is gone, or was cut off because it broke the protocol.
+    /// Requests that were not answered are neither done nor undone.
+    #[error("lost the NBD client of export \"{export}\"; look into the log of the QEMU that used it")]
+    Client {
+        /// The export.
+        export: String,
+        /// What ended it.
+        source: ConnectionLoss,
+    },
     /// The server refused an option of the handshake.
     #[error("{target} refuses {what}: {refusal}")]
     Refused {
@@ -176,15 +185,33 @@ pub enum Error {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectionLoss {
-    /// The socket failed, or the server closed it.
+    /// The socket failed, or the other side closed it.
     #[error("the socket failed")]
     Socket(#[source] std::io::Error),
-    /// The server broke the protocol, so nothing further that it says can be trusted.
-    #[error("the server broke the protocol")]
+    /// The other side broke the protocol, so nothing further that it says can be trusted.
+    #[error("the other side broke the protocol")]
     Protocol(#[source] ProtocolError),
+    /// The other side did not finish the handshake in time.
+    #[error("no whole handshake came within {seconds} s")]
+    Silent {
+        /// The limit in seconds.
+        seconds: u64,
+    },
     /// The tasks of the connection were ended: the client was closed, or its runtime shut down.
     #[error("the connection was closed on this side")]
     Closed,
+}
+
+impl From<std::io::Error> for ConnectionLoss {
+    fn from(error: std::io::Error) -> Self {
+        Self::Socket(error)
+    }
+}
+
+impl From<ProtocolError> for ConnectionLoss {
+    fn from(error: ProtocolError) -> Self {
+        Self::Protocol(error)
+    }
 }
 
 fn detail(offset: Option<u64>, message: &str) -> String {
@@ -199,7 +226,10 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Connect { source, .. } | Self::System { source, .. } => io_kind(source),
-            Self::HandshakeTimeout { .. } | Self::Lost { .. } | Self::Protocol { .. } => Kind::Protocol,
+            Self::HandshakeTimeout { .. }
+            | Self::Lost { .. }
+            | Self::Client { .. }
+            | Self::Protocol { .. } => Kind::Protocol,
             Self::Refused { refusal, .. } => refusal.kind(),
             Self::Server { code, .. } => code.kind(),
             Self::Unsupported { .. } | Self::ToolMissing { .. } | Self::Size { .. } => Kind::Unsupported,

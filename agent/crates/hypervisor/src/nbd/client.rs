@@ -9,10 +9,11 @@ use std::time::Duration;
 use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
-use volume::{Buffer, MAX_VOLUME};
+use volume::{Buffer, ByteRange, MAX_VOLUME};
 
 use super::connection::Connection;
 use super::negotiate::{Agreement, negotiate};
+use super::wire::transmission::STATE_DIRTY;
 use super::wire::{
     BlockSizes, Command, CommandFlags, MAX_STRING, MetaContext, OptionRefusal, ProtocolError,
     TransmissionFlags,
@@ -93,6 +94,15 @@ pub struct Extent {
     /// What the context says: for [`ALLOCATION`] bit 0 is "hole" and bit 1 "reads as zeros"; for a dirty bitmap
     /// bit 0 is "dirty".
     pub flags: u32,
+}
+
+/// One extent of a dirty bitmap.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DirtyExtent {
+    /// Its bytes in the export; never empty.
+    pub range: ByteRange,
+    /// Whether they were written since the bitmap was started.
+    pub dirty: bool,
 }
 
 /// An export, open for requests. Dropping it closes the connections.
@@ -283,6 +293,28 @@ impl Client {
             return Err(Error::Protocol { target: self.target.clone(), source });
         }
         Ok(extents)
+    }
+
+    /// What the QEMU dirty bitmap `bitmap` says about `offset..offset + length`, in order and without gaps. Its context
+    /// must have been asked for in [`Options::contexts`] as [`DIRTY_BITMAP`] and its name. The answer may stop short of
+    /// the length, never pass it.
+    ///
+    /// # Errors
+    /// `NotFound` when the server did not grant the bitmap; else those of [`Self::block_status`].
+    pub async fn dirty(&self, bitmap: &str, offset: u64, length: u32) -> Result<Vec<DirtyExtent>, Error> {
+        let context = format!("{DIRTY_BITMAP}{bitmap}");
+        if !self.has_context(&context) {
+            return Err(missing_bitmap(&self.target, bitmap));
+        }
+        let extents = self.block_status(&context, offset, length).await?;
+        let limit = offset + u64::from(length);
+        let asked = extents.into_iter().filter(|extent| extent.start < limit);
+        Ok(asked
+            .map(|Extent { start, end, flags }| DirtyExtent {
+                range: ByteRange { start, end: end.min(limit) },
+                dirty: flags & STATE_DIRTY != 0,
+            })
+            .collect())
     }
 
     /// Says goodbye on every connection and closes it.

@@ -5,24 +5,23 @@
 //! a READ through the reader task, which fills it straight from the socket. Whichever task fails first records the
 //! loss, which fails every outstanding request and ends the other task.
 
+mod reader;
+mod writer;
+
 use std::collections::HashMap;
-use std::io::{self, IoSlice};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use volume::Buffer;
 
+use self::reader::Reader;
+use self::writer::run_writer;
 use super::coverage::Coverage;
-use super::wire::transmission::{ChunkType, Descriptor, Kind, REQUEST_LENGTH, SIMPLE_REST, STRUCTURED_REST};
-use super::wire::{
-    Chunk, ChunkHeader, Command, CommandFlags, ErrorCode, Header, MetaContext, ProtocolError, Request,
-};
+use super::wire::transmission::{Descriptor, REQUEST_LENGTH};
+use super::wire::{Command, CommandFlags, MetaContext, ProtocolError, Request};
 use crate::error::{ConnectionLoss, Error};
-
-/// Bytes read ahead, so that small replies cost one system call for many. Data goes around it.
-const READ_AHEAD: usize = 64 << 10;
 
 /// The two halves of a socket.
 pub(super) type ReadHalf = Box<dyn AsyncRead + Send + Unpin>;
@@ -174,12 +173,7 @@ impl Connection {
         // One place for each slot and one for the farewell: `try_send` never finds it full.
         let (outgoing, queue) = mpsc::channel(in_flight + 1);
         let writer = tokio::spawn(run_writer(Arc::clone(&shared), write, queue, watch_writer));
-        let reader = Reader {
-            shared: Arc::clone(&shared),
-            socket: BufReader::with_capacity(READ_AHEAD, read),
-            current: None,
-        };
-        let reader = tokio::spawn(reader.run(watch_reader));
+        let reader = tokio::spawn(Reader::new(Arc::clone(&shared), read).run(watch_reader));
         Self { shared, outgoing, writer, reader }
     }
 
@@ -313,219 +307,4 @@ impl Connection {
 /// A payload's length as the wire carries it. [`super::Client`] has checked it against the server's maximum.
 fn length_of(length: usize) -> u32 {
     u32::try_from(length).expect("a payload is checked against a 32-bit maximum before it gets here")
-}
-
-/// Writes head and payload in as few system calls as the socket allows.
-async fn write_both(socket: &mut WriteHalf, head: &[u8], payload: &[u8]) -> io::Result<()> {
-    let mut parts = [IoSlice::new(head), IoSlice::new(payload)];
-    let mut rest = &mut parts[..];
-    IoSlice::advance_slices(&mut rest, 0); // drops empty parts
-    while !rest.is_empty() {
-        let written = socket.write_vectored(rest).await?;
-        if written == 0 {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
-        IoSlice::advance_slices(&mut rest, written);
-    }
-    Ok(())
-}
-
-async fn run_writer(
-    shared: Arc<Shared>,
-    mut socket: WriteHalf,
-    mut queue: mpsc::Receiver<Outgoing>,
-    mut ended: watch::Receiver<bool>,
-) {
-    let mut failure = None;
-    while failure.is_none() {
-        let next = tokio::select! {
-            biased;
-            _ = ended.wait_for(|ended| *ended) => break,
-            next = queue.recv() => next,
-        };
-        let Some(Outgoing { head, payload }) = next else { break };
-        let bytes = payload.as_ref().map_or(&[][..], |(buffer, _)| buffer.as_ref());
-        let result = tokio::select! {
-            biased;
-            _ = ended.wait_for(|ended| *ended) => Ok(()),
-            result = write_both(&mut socket, &head, bytes) => result,
-        };
-        if let Some((buffer, give_back)) = payload {
-            drop(give_back.send(buffer));
-        }
-        failure = result.err();
-    }
-    shared.lose(failure.map_or(ConnectionLoss::Closed, ConnectionLoss::Socket));
-    queue.close();
-    while let Some(outgoing) = queue.recv().await {
-        if let Some((buffer, give_back)) = outgoing.payload {
-            drop(give_back.send(buffer));
-        }
-    }
-    // Best effort: the peer sees the end of the stream in any case when the socket closes.
-    drop(socket.shutdown().await);
-}
-
-struct Reader {
-    shared: Arc<Shared>,
-    socket: BufReader<ReadHalf>,
-    /// The request whose reply is being read. Here rather than in a future, so that ending the task keeps it.
-    current: Option<Slot>,
-}
-
-impl Reader {
-    async fn run(mut self, mut ended: watch::Receiver<bool>) {
-        let loss = tokio::select! {
-            biased;
-            _ = ended.wait_for(|ended| *ended) => ConnectionLoss::Closed,
-            loss = self.replies() => loss,
-        };
-        let loss = self.shared.lose(loss);
-        if let Some(slot) = self.current.take() {
-            slot.finish(Err(self.shared.lost(loss)));
-        }
-    }
-
-    /// Reads replies until the connection ends.
-    async fn replies(&mut self) -> ConnectionLoss {
-        loop {
-            if let Err(loss) = self.reply().await {
-                return loss;
-            }
-        }
-    }
-
-    async fn reply(&mut self) -> Result<(), ConnectionLoss> {
-        let magic = self.bytes::<4>().await?;
-        match Kind::decode(magic)? {
-            Kind::Simple => {
-                let header = Header::decode_simple(&self.bytes::<SIMPLE_REST>().await?);
-                self.simple(header).await
-            }
-            Kind::Structured => {
-                let header = ChunkHeader::decode(&self.bytes::<STRUCTURED_REST>().await?)?;
-                self.structured(&header).await
-            }
-        }
-    }
-
-    async fn simple(&mut self, header: Header) -> Result<(), ConnectionLoss> {
-        let slot = self.current.insert(self.shared.take(header.cookie())?);
-        let result = match header.error() {
-            Some(code) => {
-                Err(Error::Server { command: slot.command, code, offset: None, message: String::new() })
-            }
-            None => {
-                match &mut slot.work {
-                    Work::Plain => {}
-                    Work::Read { buffer, .. } if !self.shared.structured => {
-                        self.socket.read_exact(buffer.as_mut()).await?;
-                    }
-                    Work::Read { .. } | Work::Status(_) => return Err(slot.wrong("simple reply").into()),
-                }
-                Ok(())
-            }
-        };
-        if let Some(slot) = self.current.take() {
-            slot.finish(result);
-        }
-        Ok(())
-    }
-
-    async fn structured(&mut self, header: &ChunkHeader) -> Result<(), ConnectionLoss> {
-        let slot = self.current.insert(self.shared.take(header.cookie)?);
-        if !self.shared.structured {
-            return Err(slot.wrong("structured reply").into());
-        }
-        if header.kind == ChunkType::Data {
-            let mut place = [0; 8];
-            self.socket.read_exact(&mut place).await?;
-            let Work::Read { buffer, coverage } = &mut slot.work else {
-                return Err(slot.wrong("data chunk").into());
-            };
-            let place = coverage.add(slot.offset, u64::from_be_bytes(place), u64::from(header.length) - 8)?;
-            self.socket.read_exact(&mut buffer.as_mut()[place]).await?;
-        } else {
-            let mut payload = vec![0; header.length as usize];
-            self.socket.read_exact(&mut payload).await?;
-            apply(slot, Chunk::decode(header, &payload)?, &self.shared.contexts)?;
-        }
-        if !header.done {
-            if let Some(slot) = self.current.take() {
-                self.shared.put_back(header.cookie, slot);
-            }
-            return Ok(());
-        }
-        let result = match slot.error.take() {
-            Some(error) => Err(error),
-            None => {
-                match &slot.work {
-                    Work::Plain => {}
-                    Work::Read { coverage, .. } => coverage.complete()?,
-                    Work::Status(found) if found.len() < self.shared.contexts.len() => {
-                        return Err(ProtocolError::BadStatus { why: "leaves out a context" }.into());
-                    }
-                    Work::Status(_) => {}
-                }
-                Ok(())
-            }
-        };
-        if let Some(slot) = self.current.take() {
-            slot.finish(result);
-        }
-        Ok(())
-    }
-
-    async fn bytes<const N: usize>(&mut self) -> Result<[u8; N], ConnectionLoss> {
-        let mut bytes = [0; N];
-        self.socket.read_exact(&mut bytes).await?;
-        Ok(bytes)
-    }
-}
-
-/// Applies a chunk other than data to the request that it answers.
-fn apply(slot: &mut Slot, chunk: Chunk<'_>, contexts: &[MetaContext]) -> Result<(), ProtocolError> {
-    match (chunk, &mut slot.work) {
-        (Chunk::None, _) => Ok(()),
-        (Chunk::Error { code, message, offset }, _) => {
-            let code = if code == ErrorCode(0) { ErrorCode::EINVAL } else { code };
-            let error = Error::Server { command: slot.command, code, offset, message };
-            slot.error.get_or_insert(error);
-            Ok(())
-        }
-        (Chunk::Hole { offset, length }, Work::Read { buffer, coverage }) => {
-            let place = coverage.add(slot.offset, offset, length.into())?;
-            buffer.as_mut()[place].fill(0);
-            Ok(())
-        }
-        (Chunk::Status { context, extents }, Work::Status(found)) => {
-            if !contexts.iter().any(|known| known.id == context) {
-                return Err(ProtocolError::BadStatus { why: "is about a context that was not chosen" });
-            }
-            if found.iter().any(|(known, _)| *known == context) {
-                return Err(ProtocolError::BadStatus { why: "repeats a context" });
-            }
-            let before_last: u64 =
-                extents[..extents.len() - 1].iter().map(|extent| u64::from(extent.length)).sum();
-            if before_last >= u64::from(slot.length) {
-                return Err(ProtocolError::BadStatus { why: "goes on past what was asked" });
-            }
-            found.push((context, extents));
-            Ok(())
-        }
-        (Chunk::Data { .. } | Chunk::Hole { .. }, _) => Err(slot.wrong("data chunk")),
-        (Chunk::Status { .. }, _) => Err(slot.wrong("block status chunk")),
-    }
-}
-
-impl From<io::Error> for ConnectionLoss {
-    fn from(error: io::Error) -> Self {
-        Self::Socket(error)
-    }
-}
-
-impl From<ProtocolError> for ConnectionLoss {
-    fn from(error: ProtocolError) -> Self {
-        Self::Protocol(error)
-    }
 }

@@ -1,16 +1,20 @@
 //! The codec: bytes to values and back, no I/O and no state.
 //!
-//! [`handshake`] holds the greeting and the options, [`transmission`] the requests and replies. All integers are
+//! [`handshake`] holds the greeting and the options as a client sees them, [`transmission`] the requests and replies;
+//! [`options`] and [`requests`] are the server's side of the same. All integers are
 //! big-endian. A decoder takes exactly the bytes it names (the caller reads fixed-size headers, then a payload
 //! whose length a decoder has checked against a cap), so no input makes it panic or allocate more than the cap.
 
 pub mod handshake;
+pub mod options;
+pub mod requests;
 pub mod transmission;
 
 pub use self::handshake::{
     BlockSizes, Greeting, Information, MetaContext, OptionRefusal, OptionReply, ReplyHeader,
     TransmissionFlags,
 };
+pub use self::requests::Zeroing;
 pub use self::transmission::{Chunk, ChunkHeader, Command, CommandFlags, ErrorCode, Header, Request};
 
 /// Largest payload of one READ or WRITE that this client sends or accepts, in bytes: QEMU's and nbdkit's limit,
@@ -35,7 +39,7 @@ pub const MAX_MINIMUM_BLOCK: u32 = 64 << 10;
 #[non_exhaustive]
 pub enum ProtocolError {
     /// A fixed number is not what it must be.
-    #[error("wrong {what}: {found:#x}; is this an NBD server?")]
+    #[error("wrong {what}: {found:#x}; is this NBD?")]
     Magic {
         /// Which number.
         what: &'static str,
@@ -48,6 +52,24 @@ pub enum ProtocolError {
     /// The server lacks the fixed newstyle handshake.
     #[error("the server lacks the fixed newstyle handshake; use a newer server")]
     NotFixedNewstyle,
+    /// Flags of a client that a server must not accept.
+    #[error("client flags {found:#x}: fixed newstyle is missing, or one is not known")]
+    ClientFlags {
+        /// The flags.
+        found: u32,
+    },
+    /// More options than one handshake may have.
+    #[error("more than {limit} options in one handshake")]
+    TooManyOptions {
+        /// The cap.
+        limit: usize,
+    },
+    /// EXPORT_NAME asked for an export that is not here; there is no way to say so but to close the connection.
+    #[error("the export \"{name}\" was asked for, which is not here")]
+    UnknownExport {
+        /// The name.
+        name: String,
+    },
     /// An option reply belongs to another option.
     #[error("a reply to option {found} while option {expected} was asked")]
     WrongOption {
@@ -228,6 +250,47 @@ pub fn decode_anything(bytes: &[u8]) -> usize {
                 decoded += usize::from(Chunk::decode(&header, payload).is_ok());
             }
             Err(_) => break,
+        }
+    }
+    decoded
+}
+
+/// Feeds arbitrary bytes to every decoder of a server, as a client's stream would: the body of a fuzz target and of
+/// the property test. Returns how many values were decoded.
+///
+/// # Panics
+/// When a decoded request is not written back as the same bytes, or is called sound although it leaves the export.
+#[must_use]
+pub fn decode_requests(bytes: &[u8]) -> usize {
+    let sizes = BlockSizes { minimum: 512, preferred: 4096, maximum: 1 << 20 };
+    let rules = requests::Rules { size: 1 << 30, sizes, read_only: false, fast_zero: true };
+    let mut decoded = 0;
+    let mut cursor = Cursor::new("input", bytes);
+    if let Ok(flags) = cursor.array() {
+        decoded += usize::from(options::ClientFlags::decode(flags).is_ok());
+    }
+    while let Ok(head) = cursor.array::<{ options::OPTION_HEADER_LENGTH }>() {
+        let Ok(header) = options::OptionHeader::decode(&head) else { break };
+        let Ok(payload) = cursor.take(header.length as usize) else { break };
+        decoded += usize::from(options::OptionRequest::decode(header.option, payload).is_ok());
+    }
+    let mut cursor = Cursor::new("input", bytes);
+    while let Ok(head) = cursor.array::<{ transmission::REQUEST_LENGTH }>() {
+        let Ok(incoming) = requests::Incoming::decode(&head) else { break };
+        decoded += 1;
+        if let Some(command) = incoming.command {
+            let requests::Incoming { flags, cookie, offset, length, .. } = incoming;
+            assert_eq!(Request { command, flags, cookie, offset, length }.encode(), head, "read back");
+        }
+        use requests::Job;
+        if let Ok(Job::Read(range) | Job::Write { range, .. } | Job::Zero { range, .. }) =
+            incoming.check(&rules)
+        {
+            assert!(range.start < range.end && range.end <= rules.size, "{range} is inside");
+        }
+        let Ok(payload) = incoming.payload(rules.sizes.maximum) else { break };
+        if cursor.take(payload as usize).is_err() {
+            break;
         }
     }
     decoded

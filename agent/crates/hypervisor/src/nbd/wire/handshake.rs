@@ -44,10 +44,10 @@ pub const INFO_EXPORT: u16 = 0;
 /// Information type: block sizes.
 pub const INFO_BLOCK_SIZE: u16 = 3;
 
-const REPLY_ACK: u32 = 1;
-const REPLY_INFO: u32 = 3;
+pub(super) const REPLY_ACK: u32 = 1;
+pub(super) const REPLY_INFO: u32 = 3;
 const REPLY_META_CONTEXT: u32 = 4;
-const REPLY_ERROR: u32 = 1 << 31;
+pub(super) const REPLY_ERROR: u32 = 1 << 31;
 
 /// The server's first words.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -252,7 +252,8 @@ pub fn decode_export_name_reply(bytes: &[u8; EXPORT_NAME_REPLY_LENGTH]) -> (u64,
     (u64::from_be_bytes([a, b, c, d, e, f, g, h]), TransmissionFlags(u16::from_be_bytes([high, low])))
 }
 
-fn text(what: &'static str, bytes: &[u8]) -> Result<String, ProtocolError> {
+/// A string of the protocol: UTF-8, at most [`MAX_STRING`] bytes.
+pub(super) fn text(what: &'static str, bytes: &[u8]) -> Result<String, ProtocolError> {
     if bytes.len() > MAX_STRING {
         return Err(ProtocolError::TooLong { what, length: bytes.len() as u64, limit: MAX_STRING as u64 });
     }
@@ -273,6 +274,19 @@ pub struct TransmissionFlags(pub u16);
 /// Each method tells whether the flag of that name in the specification is set. Without `HAS_FLAGS` none counts.
 #[expect(missing_docs, reason = "the names are the specification's")]
 impl TransmissionFlags {
+    /// What [`crate::nbd::server`] offers for every export.
+    pub const SERVED: Self = Self(1 | 1 << 2 | 1 << 3 | 1 << 5 | 1 << 6);
+
+    /// With READ_ONLY as told.
+    #[must_use]
+    pub fn with_read_only(self, set: bool) -> Self {
+        Self(self.0 | u16::from(set) << 1)
+    }
+    /// With SEND_FAST_ZERO as told.
+    #[must_use]
+    pub fn with_fast_zero(self, set: bool) -> Self {
+        Self(self.0 | u16::from(set) << 11)
+    }
     fn has(self, bit: u16) -> bool {
         self.0 & 1 != 0 && self.0 & (1 << bit) != 0
     }

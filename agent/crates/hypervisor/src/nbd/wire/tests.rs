@@ -3,8 +3,13 @@ use proptest::prelude::*;
 use super::handshake::{
     OPTION_ABORT, OPTION_GO, decode_export_name_reply, encode_go, encode_option, encode_set_meta_context,
 };
+use super::options::{
+    ClientFlags, MAX_OPTION, OPTION_INFO, OPTION_LIST, OptionHeader, OptionRequest, Query, Refusal,
+};
+use super::requests::{Incoming, Job, Rules, encode_data_head, encode_error, encode_simple};
 use super::transmission::{ChunkType, Descriptor, Kind};
 use super::*;
+use volume::{ByteRange, ZeroMode};
 
 /// Bytes of a hexadecimal text; spaces only group.
 fn hex(text: &str) -> Vec<u8> {
@@ -204,6 +209,146 @@ fn chunks_above_their_cap_or_below_their_shape_are_refused() {
 }
 
 #[test]
+fn server_handshake_golden_bytes() {
+    assert_eq!(options::greeting().to_vec(), hex("4e42444d41474943 49484156454f5054 0003"));
+    assert_eq!(ClientFlags::decode([0, 0, 0, 3]), Ok(ClientFlags { no_zeroes: true }));
+    for flags in [[0, 0, 0, 0], [0, 0, 0, 2], [0, 0, 0, 7], [0x80, 0, 0, 3]] {
+        assert!(matches!(ClientFlags::decode(flags), Err(ProtocolError::ClientFlags { .. })), "{flags:?}");
+    }
+    let header = OptionHeader::decode(&array("49484156454f5054 00000007 0000000c"));
+    assert_eq!(header, Ok(OptionHeader { option: OPTION_GO, length: 12 }));
+    assert!(OptionHeader::decode(&array("49484156454f5055 00000007 0000000c")).is_err());
+    let long = format!("49484156454f5054 00000007 {:08x}", MAX_OPTION + 1);
+    assert!(matches!(OptionHeader::decode(&array(&long)), Err(ProtocolError::TooLong { .. })));
+
+    let query = |block_sizes| Query { name: "disk".to_owned(), block_sizes };
+    let go = OptionRequest::decode(OPTION_GO, &hex("00000004 6469736b 0001 0003"));
+    assert_eq!(go, Ok(OptionRequest::Go(query(true))), "what encode_go makes");
+    let info = OptionRequest::decode(OPTION_INFO, &hex("00000004 6469736b 0002 0001 0002"));
+    assert_eq!(info, Ok(OptionRequest::Info(query(false))));
+    let name = OptionRequest::decode(1, b"disk");
+    assert_eq!(name, Ok(OptionRequest::ExportName("disk".to_owned())));
+    assert_eq!(OptionRequest::decode(OPTION_ABORT, b"bye"), Ok(OptionRequest::Abort));
+    assert_eq!(OptionRequest::decode(5, b"?"), Ok(OptionRequest::Unknown), "no TLS");
+    for (option, payload) in [
+        (OPTION_LIST, "00"),
+        (8, "00"),
+        (OPTION_GO, ""),
+        (OPTION_GO, "00000005 6469736b 0000"),
+        (OPTION_GO, "ffffffff 6469736b 0000"),
+        (OPTION_GO, "00000004 6469736b 0002 0003"),
+        (OPTION_GO, "00000004 6469736b 0000 00"),
+        (OPTION_INFO, "00000001 ff 0000"),
+        (1, "ff"),
+    ] {
+        assert!(OptionRequest::decode(option, &hex(payload)).is_err(), "{option}: {payload}");
+    }
+
+    let description = options::encode_description(
+        OPTION_GO,
+        1 << 20,
+        TransmissionFlags::SERVED.with_read_only(true).with_fast_zero(true),
+        BlockSizes { minimum: 512, preferred: 4096, maximum: 1 << 20 },
+    );
+    let expected = "0003e889045565a9 00000007 00000003 0000000c 0000 0000000000100000 086f
+        0003e889045565a9 00000007 00000003 0000000e 0003 00000200 00001000 00100000
+        0003e889045565a9 00000007 00000001 00000000";
+    assert_eq!(description, hex(expected));
+    let list = "0003e889045565a9 00000003 00000002 00000005 00000001 64
+        0003e889045565a9 00000003 00000001 00000000";
+    assert_eq!(options::encode_list("d"), hex(list));
+    let refusal = options::encode_refusal(5, Refusal::Unsupported, "no");
+    assert_eq!(refusal, hex("0003e889045565a9 00000005 80000001 00000002 6e6f"));
+    let reply = |no_zeroes| {
+        options::encode_export_name_reply(512, TransmissionFlags::SERVED, ClientFlags { no_zeroes })
+    };
+    assert_eq!(reply(true), hex("0000000000000200 006d"));
+    assert_eq!((reply(false).len(), &reply(false)[..10]), (134, &reply(true)[..]));
+}
+
+#[test]
+fn requests_are_checked_against_the_export() {
+    let sizes = BlockSizes { minimum: 512, preferred: 4096, maximum: 1 << 20 };
+    let rules = Rules { size: 8 << 20, sizes, read_only: false, fast_zero: false };
+    let request = |command: u16, flags: u16, offset: u64, length: u32| {
+        let head = format!("25609513 {flags:04x} {command:04x} 0000000000000007 {offset:016x} {length:08x}");
+        Incoming::decode(&array(&head)).unwrap()
+    };
+    let range = |start, end| ByteRange { start, end };
+    let zero = |start, end, mode, fua, fast| {
+        Ok(Job::Zero { range: range(start, end), how: Zeroing { mode, fua, fast } })
+    };
+    let (keep, free) = (ZeroMode::Allocate, ZeroMode::Deallocate);
+    let (invalid, full) = (Err(ErrorCode::EINVAL), Err(ErrorCode::ENOSPC));
+    for (command, flags, offset, length, expected) in [
+        (0, 1, 512, 1 << 20, Ok(Job::Read(range(512, 512 + (1 << 20))))),
+        (0, 0, 512, (1 << 20) + 512, invalid),
+        (0, 0, 8 << 20, 512, invalid),
+        (0, 0, u64::MAX - 511, 512, invalid),
+        (0, 4, 0, 512, invalid),
+        (1, 0, 512, 512, Ok(Job::Write { range: range(512, 1024), fua: false })),
+        (1, 1, 0, 512, Ok(Job::Write { range: range(0, 512), fua: true })),
+        (1, 0, 8 << 20, 512, full),
+        (1, 0, 1, 512, invalid),
+        (1, 0, 512, 511, invalid),
+        (1, 0, 512, 0, invalid),
+        (1, 2, 512, 512, invalid),
+        (2, 0xffff, 1, 1, Ok(Job::Disconnect)),
+        (3, 0, 0, 0, Ok(Job::Flush)),
+        (3, 0, 0, 512, invalid),
+        (4, 1, 0, 512, zero(0, 512, free, true, false)),
+        (4, 0, 8 << 20, 512, invalid),
+        (6, 0, 0, 8 << 20, zero(0, 8 << 20, free, false, false)),
+        (6, 3, 0, 512, zero(0, 512, keep, true, false)),
+        (6, 16, 0, 512, invalid),
+        (6, 0, 512, 8 << 20, full),
+        (7, 0, 0, 512, invalid),
+        (5, 0, 0, 512, invalid),
+        (99, 0, 0, 512, invalid),
+    ] {
+        let incoming = request(command, flags, offset, length);
+        assert_eq!(incoming.check(&rules), expected, "{incoming:?}");
+    }
+    let fast = Rules { fast_zero: true, ..rules };
+    assert_eq!(request(6, 16, 0, 512).check(&fast), zero(0, 512, free, false, true));
+    let fixed = Rules { read_only: true, ..rules };
+    for command in [1, 4, 6] {
+        assert_eq!(request(command, 0, 0, 512).check(&fixed), Err(ErrorCode::EPERM));
+    }
+    assert!(request(0, 0, 0, 512).check(&fixed).is_ok() && request(3, 0, 0, 0).check(&fixed).is_ok());
+
+    assert_eq!(request(1, 0, 0, 1 << 20).payload(1 << 20), Ok(1 << 20));
+    assert!(matches!(request(1, 0, 0, u32::MAX).payload(1 << 20), Err(ProtocolError::TooLong { .. })));
+    assert_eq!(request(6, 0, 0, u32::MAX).payload(1 << 20), Ok(0));
+    assert!(Incoming::decode(&[0; 28]).is_err());
+}
+
+#[test]
+fn server_reply_golden_bytes() {
+    assert_eq!(encode_simple(7, None).to_vec(), hex("67446698 00000000 0000000000000007"));
+    let full = encode_simple(7, Some(ErrorCode::ENOSPC)).to_vec();
+    assert_eq!(full, hex("67446698 0000001c 0000000000000007"));
+    let data = hex("668e33ef 0001 0001 0000000000000007 00000208 0000000000001000");
+    assert_eq!(encode_data_head(7, 4096, 512), data);
+    let error = encode_error(7, ErrorCode::EIO, "bad");
+    assert_eq!(error, hex("668e33ef 0001 8001 0000000000000007 00000009 00000005 0003 626164"));
+    let long = encode_error(7, ErrorCode::EIO, &"é".repeat(MAX_STRING));
+    assert_eq!(long.len(), 26 + MAX_STRING, "cut between characters");
+    let kinds = [volume::Kind::NoSpace, volume::Kind::Permission, volume::Kind::OutOfRange];
+    let codes = [ErrorCode::ENOSPC, ErrorCode::EPERM, ErrorCode::EINVAL];
+    assert_eq!(kinds.map(ErrorCode::of), codes);
+    assert_eq!(ErrorCode::of(volume::Kind::Poisoned), ErrorCode::EIO);
+}
+
+#[test]
+fn the_fuzz_entry_of_requests_reaches_both_phases() {
+    assert_eq!(decode_requests(&hex("00000003 49484156454f5054 00000003 00000000")), 2);
+    let write = "25609513 0000 0001 0000000000000007 0000000000001000 00000002 abcd";
+    let flush = "25609513 0000 0003 0000000000000008 0000000000000000 00000000";
+    assert_eq!(decode_requests(&hex(&format!("{write} {flush}"))), 2);
+}
+
+#[test]
 fn the_fuzz_entry_reaches_both_phases() {
     assert_eq!(decode_anything(&hex("4e42444d41474943 49484156454f5054 0003")), 1);
     let ack = "0003e889045565a9 00000007 00000001 00000000";
@@ -220,6 +365,18 @@ proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
         let _ = decode_anything(&bytes);
+        let _ = decode_requests(&bytes);
+    }
+
+    #[test]
+    fn arbitrary_requests_never_panic(
+        option in 0_u32..12, command in 0_u16..9, bytes in prop::collection::vec(any::<u8>(), 20..60),
+    ) {
+        let _ = OptionRequest::decode(option, &bytes).is_ok();
+        let mut head = hex("25609513 0000");
+        head.extend(command.to_be_bytes());
+        head.extend(&bytes);
+        let _ = decode_requests(&head);
     }
 
     /// As above, but past the magics.

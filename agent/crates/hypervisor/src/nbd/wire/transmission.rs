@@ -20,6 +20,9 @@ pub const SIMPLE_REST: usize = 12;
 /// Bytes of a structured chunk's head after its magic.
 pub const STRUCTURED_REST: usize = 16;
 
+/// Flag of a structured chunk: no other chunk of this reply follows.
+pub(super) const CHUNK_DONE: u16 = 1;
+
 /// `base:allocation`: the range is not allocated.
 pub const STATE_HOLE: u32 = 1;
 /// `base:allocation`: the range reads as zeros.
@@ -39,6 +42,22 @@ pub enum Command {
     Trim = 4,
     WriteZeroes = 6,
     BlockStatus = 7,
+}
+
+impl Command {
+    /// The command of this number, if there is one.
+    pub(super) fn decode(number: u16) -> Option<Self> {
+        Some(match number {
+            0 => Self::Read,
+            1 => Self::Write,
+            2 => Self::Disconnect,
+            3 => Self::Flush,
+            4 => Self::Trim,
+            6 => Self::WriteZeroes,
+            7 => Self::BlockStatus,
+            _ => return None,
+        })
+    }
 }
 
 impl fmt::Display for Command {
@@ -68,6 +87,11 @@ impl CommandFlags {
     pub const NO_HOLE: Self = Self(1 << 1);
     /// WRITE_ZEROES: fail with ENOTSUP instead of being as slow as a write.
     pub const FAST_ZERO: Self = Self(1 << 4);
+
+    /// The flags as they came; any bit may be set.
+    pub(super) const fn decode(bits: u16) -> Self {
+        Self(bits)
+    }
 
     /// Both.
     #[must_use]
@@ -223,7 +247,7 @@ impl ChunkHeader {
         if length < least {
             return Err(ProtocolError::BadLength { what: "reply chunk", length: length.into() });
         }
-        Ok(Self { done: flags & 1 != 0, kind, cookie, length })
+        Ok(Self { done: flags & CHUNK_DONE != 0, kind, cookie, length })
     }
 }
 
