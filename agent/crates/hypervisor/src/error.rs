@@ -6,6 +6,7 @@ use std::sync::Arc;
 use volume::{ByteRange, Kind, Op, VolumeError};
 
 use crate::nbd::wire::{Command, ErrorCode, OptionRefusal, ProtocolError};
+use crate::qmp::{MonitorError, MonitorErrorKind};
 
 /// Why a hypervisor-side operation failed. `Display` says what failed and what to do, never repeating the source.
 #[derive(Debug, thiserror::Error)]
@@ -173,6 +174,9 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// A command to QEMU or to the guest's agent failed.
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
     /// What was asked for makes no sense.
     #[error("{what}")]
     Invalid {
@@ -240,6 +244,15 @@ impl Error {
             Self::ToolOutput { .. } => Kind::Protocol,
             Self::InUse { .. } => Kind::InUse,
             Self::Exists { .. } => Kind::Exists,
+            Self::Monitor(error) => match error.kind() {
+                MonitorErrorKind::Connect => Kind::NotFound,
+                MonitorErrorKind::Refused(_) => Kind::Unsupported,
+                MonitorErrorKind::Request => Kind::Invalid,
+                MonitorErrorKind::Lost
+                | MonitorErrorKind::Timeout
+                | MonitorErrorKind::Answer
+                | MonitorErrorKind::EventsMissed => Kind::Protocol,
+            },
             Self::Invalid { .. } => Kind::Invalid,
         }
     }
