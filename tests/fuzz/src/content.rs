@@ -1,9 +1,10 @@
-//! Targets of what a peer sends as content: compressed frames and changed pages.
+//! Targets of what a peer sends as content: compressed frames, changed pages, pages of RAM.
 
 use std::sync::LazyLock;
 
 use reduce::delta::{self, PageMask, PageSums};
-use reduce::{Decompressor, Kind};
+use reduce::ram::{Batch, Decoder, Encoder, MAX_PACKET, MAX_PAGES, Packer, Page, Unpacker};
+use reduce::{Choice, Decompressor, Kind};
 
 /// Largest content that is declared: more only makes the runs slower.
 const MAX_PLAIN: usize = 256 << 10;
@@ -63,5 +64,52 @@ pub fn page_delta(data: &[u8]) {
         }
     } else {
         assert!(claimed.len() > volume::PAGES_PER_CHUNK);
+    }
+}
+
+/// Slots of the decoder that meets the packets.
+const RAM_SLOTS: u32 = 16;
+/// Most packets of an input: 10 bytes can stand for 512 KiB of zeros.
+const MAX_RAM_PACKETS: usize = 8;
+
+/// Packets one after the other, so that later ones can refer to what earlier ones stored. Each has the number of
+/// pages that are expected (1 byte) and its length (2 bytes) in front.
+pub fn ram_packet(mut data: &[u8]) {
+    let mut unpacker = Unpacker::new().expect("there is memory for a context");
+    let mut decoder = Decoder::new(RAM_SLOTS);
+    let mut out = Vec::new();
+    for _ in 0..MAX_RAM_PACKETS {
+        let Some((&[pages, a, b], rest)) = data.split_first_chunk::<3>() else { break };
+        let (packet, rest) = rest.split_at(usize::from(u16::from_le_bytes([a, b])).min(rest.len()));
+        data = rest;
+        let pages = usize::from(pages);
+        let before = out.len();
+        let unpacked = match unpacker.unpack(packet, pages) {
+            Ok(unpacked) => unpacked,
+            Err(error) => {
+                assert!(error.to_string().contains("check the peer"), "{error}");
+                return;
+            }
+        };
+        assert!(pages <= MAX_PAGES && unpacked.pages() == pages && packet.len() <= MAX_PACKET);
+        if let Err(error) = decoder.apply(&unpacked, &mut out) {
+            assert_eq!(error.kind(), Kind::Refused, "{error}");
+            assert_eq!(out.len(), before, "an error leaves no page behind");
+            return;
+        }
+        assert_eq!(out.len() - before, pages * 4096, "exactly the expected pages");
+    }
+    // Whatever came out can be sent on, and comes out again.
+    let mut packer = Packer::new().expect("there is memory for a context");
+    let mut encoder = Encoder::new(RAM_SLOTS);
+    decoder.reset();
+    for (group, number) in out.as_chunks().0.chunks(MAX_PAGES).zip(0..) {
+        let pages = (0..).step_by(4096).zip(group).map(|(offset, bytes)| Page { block: 0, offset, bytes });
+        let plan = encoder.plan(0, number, Batch::new(pages.collect()).expect("at most a packet's pages"));
+        let (mut packet, mut again) = (Vec::new(), Vec::new());
+        plan.expect("rising numbers").pack(&mut packer, Choice::Raw, &mut packet).expect("nothing can fail");
+        let unpacked = unpacker.unpack(&packet, group.len()).expect("own packet");
+        decoder.apply(&unpacked, &mut again).expect("own packet");
+        assert!(again == group.as_flattened(), "the pages come back");
     }
 }

@@ -17,7 +17,7 @@ pub mod seeds;
 mod wire_format;
 
 pub use at_rest::{journal_fields, journal_replay, leaf_table, receipt, volume_meta};
-pub use content::{decompress, page_delta};
+pub use content::{decompress, page_delta, ram_packet};
 pub use machines::{ordering, session};
 pub use migration::{migration_stream, multifd};
 pub use outside::{certificate, config, nbd_replies, nbd_uri};
@@ -45,6 +45,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "volume_meta", run: volume_meta },
     Target { name: "decompress", run: decompress },
     Target { name: "page_delta", run: page_delta },
+    Target { name: "ram_packet", run: ram_packet },
     Target { name: "session", run: session },
     Target { name: "ordering", run: ordering },
     Target { name: "config", run: config },

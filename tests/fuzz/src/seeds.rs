@@ -130,7 +130,45 @@ pub fn made() -> Vec<Seed> {
         "fields",
         &[&[3], &crate::migration::stream_seed(true)[..]].concat(),
     ));
+    seeds.extend(ram_packets());
     seeds
+}
+
+/// Three packets that meet every kind of page, raw and compressed: new pages, then the same with edits, then copies.
+fn ram_packets() -> Vec<Seed> {
+    let text: [u8; 4096] = std::array::from_fn(|n| b"ferry "[n % 6]);
+    // An even spread of bytes, which counts as random.
+    let noise: [u8; 4096] = std::array::from_fn(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()[3]);
+    let mut edited = text;
+    edited[100..108].copy_from_slice(b"novacron");
+    let rounds: [&[(u64, [u8; 4096])]; 3] = [
+        &[(0, text), (1, noise), (2, [0; 4096])],
+        &[(0, edited), (1, noise), (3, text), (2, [7; 4096])],
+        &[(0, text), (4, edited), (0, edited)],
+    ];
+    [("raw", reduce::Choice::Raw), ("compressed", reduce::Choice::Level(1))]
+        .map(|(name, choice)| {
+            let mut encoder = reduce::ram::Encoder::new(16);
+            let mut packer = reduce::ram::Packer::new().expect("there is memory for a context");
+            let mut bytes = Vec::new();
+            for (pages, number) in rounds.iter().zip(0..) {
+                let batch = pages.iter().map(|(offset, bytes)| reduce::ram::Page {
+                    block: 0,
+                    offset: *offset,
+                    bytes,
+                });
+                let batch = reduce::ram::Batch::new(batch.collect()).expect("few pages");
+                let mut packet = Vec::new();
+                let plan = encoder.plan(0, number, batch).expect("rising numbers");
+                plan.pack(&mut packer, choice, &mut packet).expect("an allowed level");
+                let [a, b, ..] = packet.len().to_le_bytes();
+                let [count, ..] = pages.len().to_le_bytes();
+                bytes.extend_from_slice(&[count, a, b]);
+                bytes.extend_from_slice(&packet);
+            }
+            Seed { target: "ram_packet", name: name.to_owned(), bytes }
+        })
+        .into()
 }
 
 /// Pairs of hexadecimal digits; `#` starts a comment that ends with the line.

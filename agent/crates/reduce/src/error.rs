@@ -39,6 +39,12 @@ pub enum Op {
     Compress,
     /// Decompressing a batch.
     Decompress,
+    /// Encoding a packet of RAM pages.
+    EncodePages,
+    /// Decoding a packet of RAM pages.
+    DecodePages,
+    /// Taking note that packets of RAM pages were decoded.
+    AcknowledgePages,
 }
 
 impl fmt::Display for Op {
@@ -52,6 +58,9 @@ impl fmt::Display for Op {
             Self::ApplyPages => "apply changed pages to a chunk",
             Self::Compress => "compress a batch",
             Self::Decompress => "decompress a batch",
+            Self::EncodePages => "encode a packet of RAM pages",
+            Self::DecodePages => "decode a packet of RAM pages",
+            Self::AcknowledgePages => "acknowledge packets of RAM pages",
         })
     }
 }
@@ -101,6 +110,9 @@ impl ReduceError {
             }
             (Op::Decompress | Op::ApplyPages, Kind::Corrupt | Kind::Refused | Kind::WrongLength) => {
                 "do not write it: close the session and check the peer"
+            }
+            (Op::DecodePages | Op::AcknowledgePages, _) => {
+                "do not let the guest run here: end the attempt and check the peer"
             }
             (_, Kind::Internal) => "free memory on this host and try again",
             _ => "this is a fault of the program: report it with the log",

@@ -16,6 +16,7 @@
 //! | [`delta`] | which 4 KiB pages of a chunk changed |
 //! | [`codec`] | zstd over batches, bounded on both sides |
 //! | [`controller`] | the compression level, from what was measured |
+//! | [`ram`] | what a page of a running VM is sent as: zero, equal, changed a little, or whole |
 //!
 //! Nothing here opens a file or a socket, reads a clock, draws a random number or spawns a thread.
 
@@ -28,6 +29,7 @@ pub mod identity;
 pub mod key;
 pub mod leaf_table;
 pub mod merkle;
+pub mod ram;
 pub mod zero;
 
 pub use codec::{Compressor, Decompressor, Outcome, PayHint};
