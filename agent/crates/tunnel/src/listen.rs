@@ -56,7 +56,7 @@ impl Listener {
     /// Listens on UDP and TCP. Port 0 chooses one that is free for both.
     ///
     /// # Errors
-    /// [`TunnelErrorKind::Config`] when the port is taken or the credentials cannot be used.
+    /// [`crate::TunnelErrorKind::Config`] when the port is taken or the credentials cannot be used.
     pub fn bind(
         address: SocketAddr,
         credentials: &Credentials,

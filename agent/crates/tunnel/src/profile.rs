@@ -24,9 +24,12 @@ const GREETING_WINDOW: u32 = 256 << 10;
 const BIDIRECTIONAL_STREAMS: u32 = 1;
 /// Channels that a migration may have open at once: the main one, at most 16 of memory, and one a disk.
 pub const MAX_CHANNELS: u8 = 64;
-/// Window of a migration's connection: the control stream and every channel filled to its window. Reached only by a
-/// peer that has all channels open while nobody reads one.
-const CHANNEL_WINDOW: u64 = (MAX_CHANNELS as u64 + 1) * STREAM_WINDOW;
+/// Streams that a migration's peer may have open: the control stream, the channels, and a reserve, because quinn tells
+/// the peer of streams that ended only when they are more than an eighth of all.
+const CHANNEL_STREAMS: u32 = BIDIRECTIONAL_STREAMS + MAX_CHANNELS as u32 + 16;
+/// Window of a migration's connection: every stream filled to its window. Reached only by a peer that has them all
+/// open while nobody reads one.
+const CHANNEL_WINDOW: u64 = CHANNEL_STREAMS as u64 * STREAM_WINDOW;
 /// Signs of life in the time after which there is an end: three may be lost.
 const SIGNS_OF_LIFE: u32 = 4;
 
@@ -135,8 +138,7 @@ pub(crate) fn open_windows(connection: &quinn::Connection, windows: Windows) {
 pub(crate) fn open_channels(connection: &quinn::Connection, windows: Windows) {
     connection.set_send_window(windows.send);
     connection.set_receive_window(window(windows.receive.max(CHANNEL_WINDOW)));
-    connection
-        .set_max_concurrent_bi_streams(VarInt::from_u32(u32::from(MAX_CHANNELS) + BIDIRECTIONAL_STREAMS));
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(CHANNEL_STREAMS));
 }
 
 pub(crate) fn endpoint(

@@ -103,22 +103,19 @@ impl ChannelReader {
     /// # Errors
     /// When the channel is broken or the tunnel is over; see [`ChannelReader`].
     pub async fn read_chunk(&mut self, max: usize) -> Result<Option<Bytes>, TunnelError> {
-        let core = self.held.core.clone();
-        poll_fn(|cx| self.pace.poll(&core, cx)).await;
-        if self.ended {
-            return Ok(None);
-        }
-        let Some(input) = &mut self.input else { return Ok(None) };
+        let Self { input, ended, pace, held } = self;
+        poll_fn(|cx| pace.poll(&held.core, cx)).await;
+        let Some(input) = input.as_mut().filter(|_| !*ended) else { return Ok(None) };
         match input.chunk(max).await {
             Ok(Some(bytes)) => {
                 self.moved(bytes.len());
                 Ok(Some(bytes))
             }
             Ok(None) => {
-                self.ended = true;
+                *ended = true;
                 Ok(None)
             }
-            Err(error) => Err(blame(&core, error)),
+            Err(error) => Err(blame(&held.core, error)),
         }
     }
 
@@ -212,7 +209,6 @@ impl ChannelWriter {
     /// # Errors
     /// As [`ChannelReader`] says; and when the direction is finished.
     pub async fn write_all_chunks(&mut self, pieces: &mut [Bytes]) -> Result<(), TunnelError> {
-        let core = self.held.core.clone();
         let mut rest = pieces;
         loop {
             let empty = rest.iter().take_while(|piece| piece.is_empty()).count();
@@ -220,11 +216,11 @@ impl ChannelWriter {
             if rest.is_empty() {
                 break;
             }
-            poll_fn(|cx| self.pace.poll(&core, cx)).await;
+            poll_fn(|cx| self.pace.poll(&self.held.core, cx)).await;
             self.check()?;
-            let turn = if core.is_limited() { turn(rest) } else { rest.len() };
+            let turn = if self.held.core.is_limited() { turn(rest) } else { rest.len() };
             let written = self.output.write_some(&mut rest[..turn]).await;
-            let written = written.map_err(|error| blame(&core, error))?;
+            let written = written.map_err(|error| blame(&self.held.core, error))?;
             self.moved(written);
         }
         self.flush().await

@@ -159,16 +159,41 @@ async fn a_refused_channel_over_quic_leaves_the_tunnel_alone() {
     guest.tunnel.send_message(b"well".to_vec()).await.unwrap();
     let (_, channel) = soon("the first", guest.tunnel.accept_channel()).await.unwrap();
     drop(channel);
-    // Streams of the peer that are half open take nothing from anybody, and there are no more than 65.
+    // Streams that are half open take nothing from anybody, and there are no more than a few above the channels.
     let mut held = Vec::new();
-    for _ in 0..MAX_CHANNELS - 1 {
-        held.push(guest.stream(&greeting(hello(9))[..3]).await);
+    while held.len() < 1000 {
+        tokio::select! {
+            biased;
+            stream = guest.connection.open_bi() => {
+                let (mut send, receive) = stream.unwrap();
+                send.write_all(&greeting(hello(9))[..3]).await.unwrap();
+                held.push((send, receive));
+            }
+            () = tokio::task::yield_now() => break,
+        }
     }
-    tokio::select! {
-        biased;
-        stream = guest.connection.open_bi() => panic!("stream 66 was opened: {stream:?}"),
-        () = tokio::task::yield_now() => {}
+    assert!(
+        (usize::from(MAX_CHANNELS)..=usize::from(MAX_CHANNELS) + 16).contains(&held.len()),
+        "{}",
+        held.len()
+    );
+    guest.migration.channel(5).await;
+}
+
+/// One peer opens as many channels as it can.
+#[tokio::test]
+async fn a_flood_of_channels_over_quic_is_refused() {
+    let guest = Guest::new().await;
+    let mut held = Vec::new();
+    for number in 0..u16::from(MAX_CHANNELS) {
+        let (send, mut receive) = guest.stream(&greeting(hello(number))).await;
+        let mut answer = [0; FRAME_HEADER + 8];
+        soon("the Pong", receive.read_exact(&mut answer)).await.unwrap();
+        held.push((send, receive));
     }
+    let (_send, mut receive) = guest.stream(&greeting(hello(1000))).await;
+    assert_eq!(fail(&soon("the refusal", receive.read_to_end(1000)).await.unwrap()), FailCode::Overloaded);
+    guest.tunnel.send_message(b"well".to_vec()).await.unwrap();
     guest.migration.channel(5).await;
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use novaferry_tunnel::Transport;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -11,30 +11,50 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use crate::support::localhost;
 
+/// Packets, or reads of a TCP socket, that still pass towards the target. Nothing comes back when there are none.
+#[derive(Clone)]
+struct Allowance(Arc<AtomicU64>);
+
+impl Allowance {
+    fn is_spent(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == 0
+    }
+
+    /// Whether one more may pass.
+    fn take(&self) -> bool {
+        self.0.try_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+    }
+}
+
 /// Forwards to a target until it is cut.
 pub(crate) struct DeadlyLink {
     pub(crate) address: SocketAddr,
-    dead: Arc<AtomicBool>,
+    allowance: Allowance,
 }
 
 impl DeadlyLink {
     pub(crate) async fn to(target: SocketAddr, transport: Transport) -> Self {
-        let dead = Arc::new(AtomicBool::new(false));
+        let allowance = Allowance(Arc::new(AtomicU64::new(u64::MAX)));
         let address = match transport {
-            Transport::Quic => udp(target, dead.clone()).await,
-            Transport::Tcp => tcp(target, dead.clone()).await,
+            Transport::Quic => udp(target, allowance.clone()).await,
+            Transport::Tcp => tcp(target, allowance.clone()).await,
             Transport::Memory => panic!("there is no link in memory"),
         };
-        Self { address, dead }
+        Self { address, allowance }
     }
 
     pub(crate) fn cut(&self) {
-        self.dead.store(true, Ordering::SeqCst);
+        self.allow(0);
+    }
+
+    /// Lets no more than so many packets pass from now on.
+    pub(crate) fn allow(&self, packets: u64) {
+        self.allowance.0.store(packets, Ordering::SeqCst);
     }
 }
 
 /// One caller, whose packets come from one socket.
-async fn udp(target: SocketAddr, dead: Arc<AtomicBool>) -> SocketAddr {
+async fn udp(target: SocketAddr, allowance: Allowance) -> SocketAddr {
     let near = UdpSocket::bind(localhost()).await.unwrap();
     let far = UdpSocket::bind(localhost()).await.unwrap();
     far.connect(target).await.unwrap();
@@ -47,13 +67,13 @@ async fn udp(target: SocketAddr, dead: Arc<AtomicBool>) -> SocketAddr {
                 got = near.recv_from(&mut there) => {
                     let (len, from) = got.unwrap();
                     caller = Some(from);
-                    if !dead.load(Ordering::SeqCst) {
+                    if allowance.take() {
                         // What cannot be sent is lost, as packets are.
                         let _lost = far.send(&there[..len]).await;
                     }
                 }
                 got = far.recv(&mut back) => {
-                    if let (Ok(len), Some(caller), false) = (got, caller, dead.load(Ordering::SeqCst)) {
+                    if let (Ok(len), Some(caller), false) = (got, caller, allowance.is_spent()) {
                         let _lost = near.send_to(&back[..len], caller).await;
                     }
                 }
@@ -63,25 +83,25 @@ async fn udp(target: SocketAddr, dead: Arc<AtomicBool>) -> SocketAddr {
     address
 }
 
-async fn tcp(target: SocketAddr, dead: Arc<AtomicBool>) -> SocketAddr {
+async fn tcp(target: SocketAddr, allowance: Allowance) -> SocketAddr {
     let listener = TcpListener::bind(localhost()).await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((near, _)) = listener.accept().await {
             let (near_read, near_write) = near.into_split();
             let (far_read, far_write) = TcpStream::connect(target).await.unwrap().into_split();
-            tokio::spawn(carry(near_read, far_write, dead.clone()));
-            tokio::spawn(carry(far_read, near_write, dead.clone()));
+            tokio::spawn(carry(near_read, far_write, allowance.clone()));
+            tokio::spawn(carry(far_read, near_write, allowance.clone()));
         }
     });
     address
 }
 
-async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, dead: Arc<AtomicBool>) {
+async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, allowance: Allowance) {
     let mut buffer = vec![0; 64 << 10];
     loop {
         let len = from.read(&mut buffer).await.unwrap_or(0);
-        if dead.load(Ordering::SeqCst) {
+        if !allowance.take() {
             // Holds the sockets open; the test's runtime ends it.
             std::future::pending::<()>().await;
         }
