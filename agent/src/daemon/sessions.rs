@@ -10,7 +10,7 @@ use engine::receipt::{Receipt, ReceiptSigner};
 use engine::receive::receive_buffers;
 use engine::transfer::{Accepted, accept};
 use tokio::task::{Id, JoinSet};
-use tunnel::{Incoming, TunnelErrorKind};
+use tunnel::{Incoming, Request, TunnelErrorKind};
 use wire::{Direction, FailCode};
 
 use crate::config::Limits;
@@ -77,7 +77,16 @@ impl Sessions {
     /// Starts a session, or refuses it.
     pub(super) fn begin(&mut self, incoming: Incoming) {
         let peer = incoming.peer().as_str().to_owned();
-        let open = incoming.open();
+        let open = match incoming.request() {
+            Request::Copy(open) => open,
+            Request::Migrate(migrate) => {
+                let (remote, migration) = (incoming.remote(), migrate.migration);
+                tracing::warn!(%peer, %remote, %migration, "refused: a migration");
+                let reason = "this agent takes copies only: running VMs cannot be moved here";
+                incoming.refuse(FailCode::Unsupported, reason);
+                return;
+            }
+        };
         let volume = format!("{}/{}", open.pool, open.name);
         tracing::info!(
             %peer, remote = %incoming.remote(), transport = ?incoming.transport(), session = %open.session,

@@ -11,9 +11,9 @@ use volume::{
     ByteLen, ByteRange, ChunkId, ChunkIndex, EXTENT, ExtentIndex, Generation, KeyId, Sequence, SessionId,
 };
 use wire::{
-    Ack, Control, Direction, Durable, Fail, FailCode, Grant, Held, Known, LaneClass, LaneHello, Leaves, Mode,
-    Need, NeedReason, Offer, Open, PageQuery, PageSums, RangeKind, RangeMark, Run, Seal, Sealed, Tag,
-    VolumeFormat,
+    Ack, ChannelHello, ChannelKind, Control, Direction, Durable, Fail, FailCode, Grant, Held, Known,
+    LaneClass, LaneHello, Leaves, Migrate, Mode, Need, NeedReason, Offer, Open, PageQuery, PageSums,
+    RangeKind, RangeMark, Run, Seal, Sealed, Tag, VolumeFormat,
 };
 
 mod support {
@@ -73,6 +73,14 @@ fn frame(tag: Tag, declared: u64) -> Control {
             lane: 1,
             class: LaneClass::Data,
         }),
+        Tag::Migrate => Control::Migrate(Migrate { migration: SessionId([1; 16]) }),
+        Tag::Message => Control::Message(vec![1]),
+        Tag::ChannelHello => Control::ChannelHello(ChannelHello {
+            migration: SessionId([1; 16]),
+            generation: Generation(1),
+            channel: 1,
+            kind: ChannelKind::Ram,
+        }),
         Tag::Extent => unreachable!("no control frame"),
     }
 }
@@ -90,9 +98,9 @@ fn cell(result: Result<(), SessionError>) -> &'static str {
 
 /// The table as text: a line a tag, a column a state.
 fn table(columns: &[&str], mut answer: impl FnMut(Tag, &str) -> Result<(), SessionError>) -> String {
-    let mut lines = vec![format!("{:<10}{}", "frame", columns.join(" "))];
+    let mut lines = vec![format!("{:<13}{}", "frame", columns.join(" "))];
     for tag in Tag::ALL.iter().copied().filter(|tag| *tag != Tag::Extent) {
-        let mut line = format!("{:<10}", format!("{tag:?}"));
+        let mut line = format!("{:<13}", format!("{tag:?}"));
         for column in columns {
             line.push_str(&format!("{:<width$}", cell(answer(tag, column)), width = column.len() + 1));
         }
@@ -155,25 +163,28 @@ fn sender_takes_what_has_its_turn() {
     assert_eq!(
         table,
         "\
-frame     resuming streaming finishing sealing done
-Open      turn     turn      turn      turn    turn
-Offer     turn     turn      turn      turn    turn
-Grant     turn     turn      turn      turn    turn
-Durable   ok       turn      turn      turn    turn
-Leaves    ok       ok        ok        ok      ok
-Known     ok       ok        ok        ok      ok
-PageQuery turn     turn      turn      turn    turn
-PageSums  turn     ok        turn      turn    turn
-Range     turn     turn      turn      turn    turn
-Ack       turn     ok        ok        ok      ok
-Need      turn     ok        turn      turn    turn
-Seal      turn     turn      turn      turn    turn
-Sealed    turn     turn      turn      ok      turn
-Fail      peer     peer      peer      peer    peer
-Drain     drain    drain     drain     drain   drain
-Ping      turn     turn      turn      turn    turn
-Pong      turn     turn      turn      turn    turn
-LaneHello turn     turn      turn      turn    turn"
+frame        resuming streaming finishing sealing done
+Open         turn     turn      turn      turn    turn
+Offer        turn     turn      turn      turn    turn
+Grant        turn     turn      turn      turn    turn
+Durable      ok       turn      turn      turn    turn
+Leaves       ok       ok        ok        ok      ok
+Known        ok       ok        ok        ok      ok
+PageQuery    turn     turn      turn      turn    turn
+PageSums     turn     ok        turn      turn    turn
+Range        turn     turn      turn      turn    turn
+Ack          turn     ok        ok        ok      ok
+Need         turn     ok        turn      turn    turn
+Seal         turn     turn      turn      turn    turn
+Sealed       turn     turn      turn      ok      turn
+Fail         peer     peer      peer      peer    peer
+Drain        drain    drain     drain     drain   drain
+Ping         turn     turn      turn      turn    turn
+Pong         turn     turn      turn      turn    turn
+LaneHello    turn     turn      turn      turn    turn
+Migrate      turn     turn      turn      turn    turn
+Message      turn     turn      turn      turn    turn
+ChannelHello turn     turn      turn      turn    turn"
     );
 }
 
@@ -227,25 +238,28 @@ fn receiver_takes_what_has_its_turn() {
     assert_eq!(
         table,
         "\
-frame     streaming draining complete sealing sealed
-Open      turn      turn     turn     turn    turn
-Offer     turn      turn     turn     turn    turn
-Grant     turn      turn     turn     turn    turn
-Durable   turn      turn     turn     turn    turn
-Leaves    turn      turn     turn     turn    turn
-Known     turn      turn     turn     turn    turn
-PageQuery ok        ok       ok       turn    turn
-PageSums  turn      turn     turn     turn    turn
-Range     ok        ok       ok       turn    turn
-Ack       turn      turn     turn     turn    turn
-Need      turn      turn     turn     turn    turn
-Seal      early     early    ok       turn    turn
-Sealed    turn      turn     turn     turn    turn
-Fail      peer      peer     peer     peer    peer
-Drain     drain     drain    drain    drain   drain
-Ping      turn      turn     turn     turn    turn
-Pong      turn      turn     turn     turn    turn
-LaneHello turn      turn     turn     turn    turn"
+frame        streaming draining complete sealing sealed
+Open         turn      turn     turn     turn    turn
+Offer        turn      turn     turn     turn    turn
+Grant        turn      turn     turn     turn    turn
+Durable      turn      turn     turn     turn    turn
+Leaves       turn      turn     turn     turn    turn
+Known        turn      turn     turn     turn    turn
+PageQuery    ok        ok       ok       turn    turn
+PageSums     turn      turn     turn     turn    turn
+Range        ok        ok       ok       turn    turn
+Ack          turn      turn     turn     turn    turn
+Need         turn      turn     turn     turn    turn
+Seal         early     early    ok       turn    turn
+Sealed       turn      turn     turn     turn    turn
+Fail         peer      peer     peer     peer    peer
+Drain        drain     drain    drain    drain   drain
+Ping         turn      turn     turn     turn    turn
+Pong         turn      turn     turn     turn    turn
+LaneHello    turn      turn     turn     turn    turn
+Migrate      turn      turn     turn     turn    turn
+Message      turn      turn     turn     turn    turn
+ChannelHello turn      turn     turn     turn    turn"
     );
 }
 

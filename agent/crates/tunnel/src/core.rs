@@ -4,11 +4,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 use volume::{Buffer, BufferPool, Generation, SessionId};
-use wire::{Control, FailCode, MAX_PAYLOAD};
+use wire::{Control, MAX_PAYLOAD};
 
+use crate::ending::{Closing, Ending};
 use crate::error::{CloseCode, TunnelError, TunnelErrorKind};
 use crate::identity::PeerName;
 use crate::limit::TokenBucket;
@@ -25,7 +26,7 @@ pub(crate) const OUTGOING_QUEUE: usize = 64;
 /// Received extents that wait for the caller. Those with payload hold permits; the others are a few hundred bytes.
 pub(crate) const RECEIVED_QUEUE: usize = 64;
 /// Pieces into which a long wait for the limiter is cut, so that a closed tunnel ends soon.
-const LIMIT_STEP: Duration = Duration::from_secs(1);
+pub(crate) const LIMIT_STEP: Duration = Duration::from_secs(1);
 
 /// Where the payload of received extents goes.
 #[derive(Clone)]
@@ -65,16 +66,6 @@ pub struct Permit {
     inner: Option<OwnedSemaphorePermit>,
 }
 
-/// How a tunnel ends.
-#[derive(Clone, Debug)]
-pub(crate) struct Closing {
-    /// What this side's inbox is told.
-    pub(crate) error: TunnelError,
-    /// What the peer is told.
-    pub(crate) code: CloseCode,
-    pub(crate) reason: String,
-}
-
 pub(crate) struct Core {
     pub(crate) peer: PeerName,
     pub(crate) transport: Transport,
@@ -89,7 +80,7 @@ pub(crate) struct Core {
     pool: Arc<dyn BufferPool>,
     permits: Arc<Semaphore>,
     limit: Option<Mutex<TokenBucket>>,
-    closing: watch::Sender<Option<Closing>>,
+    ending: Ending,
     connections: u8,
     lanes: Mutex<Vec<Lane>>,
 }
@@ -142,7 +133,7 @@ impl Core {
             pool: receive.pool,
             permits: Arc::new(Semaphore::new(receive.permits.min(Semaphore::MAX_PERMITS))),
             limit: limit.map(|rate| Mutex::new(TokenBucket::new(rate, Instant::now()))),
-            closing: watch::Sender::new(None),
+            ending: Ending::new(),
             connections,
             lanes: Mutex::new(Vec::new()),
         };
@@ -153,11 +144,7 @@ impl Core {
 
     /// Ends the tunnel; the first reason counts.
     pub(crate) fn close(&self, closing: Closing) {
-        self.closing.send_if_modified(|current| {
-            let first = current.is_none();
-            current.get_or_insert(closing);
-            first
-        });
+        self.ending.set(closing);
         // No new frames; lane 0 still sends the control frames that are queued.
         self.control.close();
         self.outgoing.close();
@@ -166,33 +153,25 @@ impl Core {
 
     /// Ends the tunnel because of an error, telling the peer the code that belongs to it.
     pub(crate) fn fail(&self, error: TunnelError) {
-        let (code, reason) = (error.close_code(), error.chain());
-        self.close(Closing { error, code, reason });
+        self.close(Closing::because(error));
     }
 
     /// Ends the tunnel because the caller wants it.
     pub(crate) fn close_here(&self, code: CloseCode, reason: &str) {
-        let error =
-            TunnelError::new(TunnelErrorKind::Closed(code), format!("this side closed the tunnel: {reason}"));
-        self.close(Closing { error, code, reason: reason.to_owned() });
+        self.close(Closing::here(code, reason));
     }
 
     pub(crate) fn abandoned(&self) {
-        // Nobody decided to end the session: its owner panicked, or its process ends without a word. The peer may
-        // come back.
-        self.close_here(CloseCode::Failed(FailCode::Internal), "the session was dropped");
+        self.close(Closing::abandoned("session"));
     }
 
     pub(crate) fn is_closing(&self) -> Option<Closing> {
-        self.closing.borrow().clone()
+        self.ending.get()
     }
 
     /// Waits for the end.
     pub(crate) async fn closing(&self) -> Closing {
-        let mut watch = self.closing.subscribe();
-        // The sender lives in `self`, so the wait ends with a value.
-        let found = watch.wait_for(Option::is_some).await.ok().and_then(|value| value.clone());
-        found.unwrap_or_else(|| unreachable!("the sender of a borrowed core is alive"))
+        self.ending.wait().await
     }
 
     /// Tells the inbox, once and last, why the tunnel is over.
@@ -266,18 +245,9 @@ impl Core {
     }
 
     pub(crate) fn stats(&self) -> TunnelStats {
-        let lanes: Vec<_> = lock(&self.lanes).iter().map(|lane| lane.meter.read(lane.number)).collect();
-        TunnelStats {
-            transport: self.transport,
-            payload_sent: self.payload_sent.load(Ordering::Relaxed),
-            payload_received: self.payload_received.load(Ordering::Relaxed),
-            wire_sent: lanes.iter().map(|lane| lane.wire_sent).sum(),
-            wire_received: lanes.iter().map(|lane| lane.wire_received).sum(),
-            lost_packets: lanes.iter().map(|lane| lane.lost_packets).sum(),
-            rtt: lanes.iter().filter(|lane| lane.up).filter_map(|lane| lane.rtt).min(),
-            congestion_window: lanes.iter().filter(|lane| lane.up).map(|lane| lane.congestion_window).sum(),
-            lanes,
-        }
+        let lanes = lock(&self.lanes).iter().map(|lane| lane.meter.read(lane.number)).collect();
+        let payload = [&self.payload_sent, &self.payload_received].map(|count| count.load(Ordering::Relaxed));
+        TunnelStats::of(self.transport, payload, lanes)
     }
 }
 

@@ -32,6 +32,8 @@ const AUTO_PATIENCE: Duration = Duration::from_secs(3);
 const MAX_ADDRESSES: usize = 4;
 /// TLS wants a server name; ours are checked by certificate, and this one is never sent.
 const SERVER_NAME: &str = "novaferry.invalid";
+/// How long TCP may go unacknowledged before it is dead.
+pub(crate) const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 /// How long a closed endpoint may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -51,7 +53,7 @@ pub async fn dial(
     spawn("tunnel-lane-0", move || async move {
         let mut report = report;
         let established = tokio::select! {
-            established = first(&options, &credentials) => established,
+            established = first(&options, &credentials, Purpose::Lane) => established,
             () = report.closed() => return, // the caller gave up
         };
         let Established { link, peer, remote, endpoint } = match established {
@@ -79,7 +81,7 @@ pub async fn dial(
 }
 
 /// Runs a future on a thread and a runtime of its own.
-fn spawn<F, W>(name: &str, work: W) -> Result<(), TunnelError>
+pub(crate) fn spawn<F, W>(name: &str, work: W) -> Result<(), TunnelError>
 where
     W: FnOnce() -> F + Send + 'static,
     F: Future<Output = ()>,
@@ -95,7 +97,7 @@ where
         .map_err(|error| TunnelError::config("start a thread for a connection").caused_by(error))
 }
 
-async fn goodbye(endpoint: Option<quinn::Endpoint>) {
+pub(crate) async fn goodbye(endpoint: Option<quinn::Endpoint>) {
     if let Some(endpoint) = endpoint
         && timeout(GOODBYE, endpoint.wait_idle()).await.is_err()
     {
@@ -126,11 +128,22 @@ impl Link {
     }
 }
 
-struct Established {
-    link: Link,
-    peer: PeerName,
-    remote: SocketAddr,
-    endpoint: Option<quinn::Endpoint>,
+/// A connection whose greeting is over.
+pub(crate) struct Established {
+    pub(crate) link: Link,
+    pub(crate) peer: PeerName,
+    pub(crate) remote: SocketAddr,
+    /// Over QUIC, to say goodbye in the end.
+    pub(crate) endpoint: Option<quinn::Endpoint>,
+}
+
+/// What a connection is dialled for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Purpose {
+    /// A lane of a copy.
+    Lane,
+    /// A migration, or one of its channels.
+    Channels,
 }
 
 /// What is needed to dial the further connections of a tunnel.
@@ -213,9 +226,9 @@ impl Dialler {
         lane: u8,
     ) -> Result<(Link, Option<quinn::Endpoint>), TunnelError> {
         let established = match self.transport {
-            Transport::Tcp => tcp(&self.options, &self.credentials, self.remote, lane).await?,
+            Transport::Tcp => tcp(&self.options, &self.credentials, self.remote, lane, Purpose::Lane).await?,
             Transport::Quic | Transport::Memory => {
-                quic(&self.options, &self.credentials, self.remote, lane, HANDSHAKE).await?
+                quic(&self.options, &self.credentials, self.remote, lane, HANDSHAKE, Purpose::Lane).await?
             }
         };
         let Established { mut link, peer, endpoint, .. } = established;
@@ -228,7 +241,11 @@ impl Dialler {
     }
 }
 
-async fn first(options: &DialOptions, credentials: &Credentials) -> Result<Established, TunnelError> {
+pub(crate) async fn first(
+    options: &DialOptions,
+    credentials: &Credentials,
+    purpose: Purpose,
+) -> Result<Established, TunnelError> {
     let what = format!("resolve {}", options.host);
     let found = lookup_host((options.host.as_str(), options.port))
         .await
@@ -242,9 +259,9 @@ async fn first(options: &DialOptions, credentials: &Credentials) -> Result<Estab
         TunnelError::new(TunnelErrorKind::Unreachable, format!("{what}: no address of the right family"));
     for remote in addresses {
         let result = match options.transport {
-            TransportChoice::Quic => quic(options, credentials, remote, 0, HANDSHAKE).await,
-            TransportChoice::Tcp => tcp(options, credentials, remote, 0).await,
-            TransportChoice::Auto => either(options, credentials, remote).await,
+            TransportChoice::Quic => quic(options, credentials, remote, 0, HANDSHAKE, purpose).await,
+            TransportChoice::Tcp => tcp(options, credentials, remote, 0, purpose).await,
+            TransportChoice::Auto => either(options, credentials, remote, purpose).await,
         };
         match result {
             Err(error) if nobody_there(&error) => last = error,
@@ -263,11 +280,12 @@ async fn either(
     options: &DialOptions,
     credentials: &Credentials,
     remote: SocketAddr,
+    purpose: Purpose,
 ) -> Result<Established, TunnelError> {
-    match quic(options, credentials, remote, 0, AUTO_PATIENCE).await {
+    match quic(options, credentials, remote, 0, AUTO_PATIENCE, purpose).await {
         Err(udp) if nobody_there(&udp) => {
             tracing::info!(%remote, reason = %udp.chain(), "no QUIC; trying TCP");
-            tcp(options, credentials, remote, 0).await.map_err(|tcp| TunnelError::both(&udp, tcp))
+            tcp(options, credentials, remote, 0, purpose).await.map_err(|tcp| TunnelError::both(&udp, tcp))
         }
         other => other,
     }
@@ -301,15 +319,19 @@ async fn quic(
     remote: SocketAddr,
     lane: u8,
     patience: Duration,
+    purpose: Purpose,
 ) -> Result<Established, TunnelError> {
     let config = |what: &'static str| move |error: std::io::Error| TunnelError::config(what).caused_by(error);
     let local = local(options, lane, remote)?;
     let (tls, verifier) = credentials.client(options.expect_peer.clone())?;
     let crypto = QuicClientConfig::try_from(tls)
         .map_err(|error| TunnelError::config("configure TLS for QUIC").caused_by(error))?;
-    let windows = options.windows.share(options.connections);
+    let (windows, side) = match purpose {
+        Purpose::Lane => (options.windows.share(options.connections), Side::Dial),
+        Purpose::Channels => (options.windows.share(1), Side::Channels(options.channel_idle)),
+    };
     let mut client = quinn::ClientConfig::new(Arc::new(crypto));
-    client.transport_config(profile::transport(options.profile, windows, Side::Dial));
+    client.transport_config(profile::transport(options.profile, windows, side));
     let udp = socket::udp(local, Some(remote), false).map_err(cannot_bind(local))?;
     let (socket, refused) =
         TunnelSocket::new(udp, options.profile.max_mtu()).map_err(config("use a UDP socket"))?;
@@ -368,14 +390,19 @@ async fn bounded<T>(
     })
 }
 
-async fn tcp(
+pub(crate) async fn tcp(
     options: &DialOptions,
     credentials: &Credentials,
     remote: SocketAddr,
     lane: u8,
+    purpose: Purpose,
 ) -> Result<Established, TunnelError> {
     let local = local(options, lane, remote)?;
     let (tls, verifier) = credentials.client(options.expect_peer.clone())?;
+    let unacknowledged = match purpose {
+        Purpose::Lane => UNACKNOWLEDGED,
+        Purpose::Channels => options.channel_idle,
+    };
     let name = ServerName::try_from(SERVER_NAME)
         .map_err(|error| TunnelError::config("configure TLS").caused_by(error))?;
     let work = async {
@@ -388,7 +415,7 @@ async fn tcp(
             TunnelError::new(inner.kind(), format!("dial {remote} over TCP")).caused_by(inner)
         };
         let stream = socket.connect(remote).await.map_err(failed)?;
-        prepare(&stream).map_err(failed)?;
+        prepare(&stream, unacknowledged).map_err(failed)?;
         let (stream, counters) = Counted::new(stream);
         let stream = TlsConnector::from(Arc::new(tls))
             .connect(name, stream)
@@ -406,8 +433,7 @@ async fn tcp(
 }
 
 /// No delay for small frames, and an end for a peer that acknowledges nothing.
-pub(crate) fn prepare(stream: &tokio::net::TcpStream) -> std::io::Result<()> {
-    const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+pub(crate) fn prepare(stream: &tokio::net::TcpStream, unacknowledged: Duration) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
-    socket2::SockRef::from(stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED))
+    socket2::SockRef::from(stream).set_tcp_user_timeout(Some(unacknowledged))
 }

@@ -89,6 +89,8 @@ pub enum TunnelErrorKind {
     Closed(CloseCode),
     /// The connection broke.
     Lost,
+    /// One channel of a migration broke, or was broken off by the peer; the tunnel goes on.
+    ChannelLost,
     /// What was asked for makes no sense, or this host cannot do it.
     Config,
 }
@@ -234,7 +236,10 @@ fn advice(kind: TunnelErrorKind) -> Option<&'static str> {
                 "check that an agent of a matching version listens there"
             }
         },
-        TunnelErrorKind::PeerClosed(_) | TunnelErrorKind::Closed(_) | TunnelErrorKind::Config => return None,
+        TunnelErrorKind::PeerClosed(_)
+        | TunnelErrorKind::Closed(_)
+        | TunnelErrorKind::ChannelLost
+        | TunnelErrorKind::Config => return None,
     })
 }
 

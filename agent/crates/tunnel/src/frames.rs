@@ -30,7 +30,7 @@ pub(crate) trait Feed: Send {
     ) -> impl Future<Output = Result<usize, TunnelError>> + Send;
 }
 
-async fn patient<T>(
+pub(crate) async fn patient<T>(
     patience: Option<Duration>,
     future: impl Future<Output = T> + Send,
 ) -> Result<T, TunnelError> {
@@ -144,6 +144,11 @@ pub(crate) async fn control<F: Feed>(
     let mut body = vec![0; header.len]; // capped at 64 KiB by the header's decoder
     exact(feed, &mut body, patience, "control frame").await?;
     Control::decode(header.tag, &body).map_err(TunnelError::protocol)
+}
+
+/// Whether a frame may come to the owner of a copy: not what routes a further connection, and nothing of migrations.
+pub(crate) fn is_of_copies(tag: Tag) -> bool {
+    !matches!(tag, Tag::LaneHello | Tag::Migrate | Tag::Message | Tag::ChannelHello)
 }
 
 /// The head and payload of an extent frame whose header was read. Waits for the limiter and for buffers as long as

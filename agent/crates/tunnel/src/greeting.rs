@@ -28,7 +28,7 @@ pub(crate) enum Link {
 }
 
 impl Link {
-    async fn write(&mut self, bytes: &[u8]) -> Result<(), TunnelError> {
+    pub(crate) async fn write(&mut self, bytes: &[u8]) -> Result<(), TunnelError> {
         match self {
             Self::Quic(link) => link.send.write_all(bytes).await.map_err(translate::write_error),
             Self::Tcp(link) => async {
@@ -101,7 +101,7 @@ pub(crate) async fn first_frame(link: &mut Link) -> Result<Control, TunnelError>
     loop {
         let frame = link.frame().await?;
         match frame.tag() {
-            Tag::Open | Tag::LaneHello => return Ok(frame),
+            Tag::Open | Tag::LaneHello | Tag::Migrate | Tag::ChannelHello => return Ok(frame),
             // Over TCP a dialler keeps the connection alive while it makes up its mind; our caller's deadline counts.
             Tag::Ping => {}
             other => return Err(TunnelError::unexpected_frame(other)),

@@ -1,4 +1,4 @@
-//! Layer 2: the connections of one session between two agents.
+//! Layer 2: the connections of one session between two agents, or of one migration ([`dial_channels`]).
 //!
 //! A *tunnel* carries control frames ([`wire::Control`]) both ways on one bidirectional stream, and extent frames on
 //! many unidirectional ones. It travels over QUIC on one or several connections ("lanes"), each with its own socket
@@ -20,10 +20,12 @@
 //!   [`Event::Closed`]. Frames that were sent before a close arrive.
 //! - **What it does not do**: it knows no volume and no session, acknowledges nothing and sends nothing again.
 
+mod channels;
 mod connection_id;
 mod core;
 mod credentials;
 mod dial;
+mod ending;
 mod error;
 mod frames;
 mod greeting;
@@ -43,16 +45,18 @@ mod translate;
 mod tunnel;
 mod verify;
 
+pub use channels::{Channel, ChannelReader, ChannelTunnel, ChannelWriter, dial_channels};
 pub use connection_id::{CONNECTION_ID_LEN, WORKER_BYTE};
 pub use credentials::Credentials;
 pub use dial::dial;
 pub use error::{CloseCode, Closed, Refusal, TunnelError, TunnelErrorKind};
 pub use identity::{HOST_URI_PREFIX, InvalidPeerName, PeerName};
-pub use listen::{Incoming, Listener};
+pub use listen::{Incoming, Listener, Request};
 pub use memory::memory_pair;
 pub use options::{
-    DialOptions, ListenOptions, MAX_CONNECTIONS, Profile, Transport, TransportChoice, Windows,
+    CHANNEL_IDLE, DialOptions, ListenOptions, MAX_CONNECTIONS, Profile, Transport, TransportChoice, Windows,
 };
+pub use profile::MAX_CHANNELS;
 pub use stats::{LaneStats, TunnelStats};
 pub use tunnel::{
     DataReceiver, DataSender, Event, Inbox, OutgoingExtent, ReceivedExtent, Tunnel, TunnelHandle,

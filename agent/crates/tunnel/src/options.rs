@@ -1,6 +1,7 @@
 //! What a caller chooses.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use crate::error::TunnelError;
 use crate::identity::PeerName;
@@ -71,6 +72,21 @@ impl Windows {
     }
 }
 
+/// After how long a migration's peer that is not heard is given up, unless an option says otherwise: a guest that waits
+/// for its cut-over must not hang on a dead link as long as a copy may.
+pub const CHANNEL_IDLE: Duration = Duration::from_secs(10);
+/// Shortest and longest silence that can be chosen. Below two seconds a busy host would be taken for a dead one.
+const CHANNEL_IDLE_RANGE: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(2)..=Duration::from_secs(60);
+
+fn check_idle(idle: Duration) -> Result<(), TunnelError> {
+    if CHANNEL_IDLE_RANGE.contains(&idle) {
+        return Ok(());
+    }
+    let what = format!("a migration's peer given up after {idle:?}: choose 2 to 60 seconds");
+    Err(TunnelError::config(what))
+}
+
 /// How to dial.
 #[derive(Clone, Debug)]
 pub struct DialOptions {
@@ -92,6 +108,9 @@ pub struct DialOptions {
     pub limit: Option<u64>,
     /// Flow-control windows.
     pub windows: Windows,
+    /// Migrations only: after how long without a sign of life the tunnel is lost. 2 to 60 s. Over QUIC the shorter of
+    /// both sides' counts.
+    pub channel_idle: Duration,
 }
 
 impl DialOptions {
@@ -108,6 +127,7 @@ impl DialOptions {
             via: Vec::new(),
             limit: None,
             windows: Windows::default(),
+            channel_idle: CHANNEL_IDLE,
         }
     }
 
@@ -122,7 +142,7 @@ impl DialOptions {
         if self.host.is_empty() || self.port == 0 {
             return Err(TunnelError::config("the address has no host or no port"));
         }
-        Ok(())
+        check_idle(self.channel_idle)
     }
 }
 
@@ -137,6 +157,8 @@ pub struct ListenOptions {
     pub workers: u8,
     /// Payload bytes a second of each session, both directions together.
     pub limit: Option<u64>,
+    /// As [`DialOptions::channel_idle`]; over QUIC the dialler's is what counts.
+    pub channel_idle: Duration,
 }
 
 /// Most threads of a listener.
@@ -144,7 +166,13 @@ const MAX_WORKERS: u8 = 64;
 
 impl Default for ListenOptions {
     fn default() -> Self {
-        Self { profile: Profile::default(), windows: Windows::default(), workers: 1, limit: None }
+        Self {
+            profile: Profile::default(),
+            windows: Windows::default(),
+            workers: 1,
+            limit: None,
+            channel_idle: CHANNEL_IDLE,
+        }
     }
 }
 
@@ -156,7 +184,7 @@ impl ListenOptions {
         if self.limit == Some(0) {
             return Err(TunnelError::config("a limit of 0 bytes a second: leave it out or choose more"));
         }
-        Ok(())
+        check_idle(self.channel_idle)
     }
 }
 

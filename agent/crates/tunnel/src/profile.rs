@@ -22,6 +22,16 @@ const MIN_STREAMS: u64 = 4;
 const GREETING_WINDOW: u32 = 256 << 10;
 /// The control stream, and nothing else.
 const BIDIRECTIONAL_STREAMS: u32 = 1;
+/// Channels that a migration may have open at once: the main one, at most 16 of memory, and one a disk.
+pub const MAX_CHANNELS: u8 = 64;
+/// Streams that a migration's peer may have open: the control stream, the channels, and a reserve, because quinn tells
+/// the peer of streams that ended only when they are more than an eighth of all.
+const CHANNEL_STREAMS: u32 = BIDIRECTIONAL_STREAMS + MAX_CHANNELS as u32 + 16;
+/// Window of a migration's connection: every stream filled to its window. Reached only by a peer that has them all
+/// open while nobody reads one.
+const CHANNEL_WINDOW: u64 = CHANNEL_STREAMS as u64 * STREAM_WINDOW;
+/// Signs of life in the time after which there is an end: three may be lost.
+const SIGNS_OF_LIFE: u32 = 4;
 
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 const MAX_IDLE: Duration = Duration::from_secs(30);
@@ -64,6 +74,13 @@ pub(crate) enum Side {
     Dial,
     /// Anybody may call: the windows are opened when the session is accepted.
     Listen,
+    /// We dial for a migration: the peer opens no stream, and a dead link is noticed after this time.
+    Channels(Duration),
+}
+
+/// How often a migration's connection says that it lives.
+pub(crate) fn keep_alive(idle: Duration) -> Duration {
+    KEEP_ALIVE.min(idle / SIGNS_OF_LIFE)
 }
 
 pub(crate) fn transport(profile: Profile, windows: Windows, side: Side) -> Arc<TransportConfig> {
@@ -90,6 +107,16 @@ pub(crate) fn transport(profile: Profile, windows: Windows, side: Side) -> Arc<T
         Side::Listen => config
             .receive_window(VarInt::from_u32(GREETING_WINDOW))
             .max_concurrent_uni_streams(VarInt::from_u32(0)),
+        Side::Channels(idle) => config
+            .receive_window(window(windows.receive.max(CHANNEL_WINDOW)))
+            .max_concurrent_uni_streams(VarInt::from_u32(0))
+            .max_concurrent_bidi_streams(VarInt::from_u32(0))
+            // Channels are alike: one that always has something to say must not silence the others. A listener does
+            // not know yet what its caller wants, and keeps the order that is best for copies; migrations send little
+            // that way.
+            .send_fairness(true)
+            .keep_alive_interval(Some(keep_alive(idle)))
+            .max_idle_timeout(Some(idle.try_into().expect("options hold it below 60 s"))),
     };
     match profile {
         Profile::Lan => config.congestion_controller_factory(Arc::new(CubicConfig::default())),
@@ -105,6 +132,13 @@ pub(crate) fn open_windows(connection: &quinn::Connection, windows: Windows) {
     connection.set_send_window(windows.send);
     connection.set_receive_window(window(windows.receive));
     connection.set_max_concurrent_uni_streams(streams(windows.receive));
+}
+
+/// Opens the windows of a connection whose migration was accepted, and lets the peer open channels.
+pub(crate) fn open_channels(connection: &quinn::Connection, windows: Windows) {
+    connection.set_send_window(windows.send);
+    connection.set_receive_window(window(windows.receive.max(CHANNEL_WINDOW)));
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(CHANNEL_STREAMS));
 }
 
 pub(crate) fn endpoint(

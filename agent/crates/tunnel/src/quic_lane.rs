@@ -92,7 +92,7 @@ pub(crate) async fn run(core: Arc<Core>, lane: u8, link: QuicLink) {
 
 /// The readers end with an error each. That of the connection itself is everybody's; the control reader, which sees
 /// it after the last frame, speaks for all.
-async fn first_error(readers: &mut JoinSet<Option<TunnelError>>) -> TunnelError {
+pub(crate) async fn first_error(readers: &mut JoinSet<Option<TunnelError>>) -> TunnelError {
     loop {
         match readers.join_next().await {
             Some(Ok(Some(error))) => return error,
@@ -120,7 +120,7 @@ async fn read_control(
                 // The queue is full only when the peer floods us with pings.
                 Control::Ping(nonce) => drop(pongs.try_send(nonce)),
                 Control::Pong(_) => {}
-                frame if lane == 0 && header.tag != Tag::LaneHello => {
+                frame if lane == 0 && frames::is_of_copies(header.tag) => {
                     if core.events.send(Event::Control(frame)).await.is_err() {
                         return Ok(());
                     }

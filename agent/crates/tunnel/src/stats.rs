@@ -32,9 +32,9 @@ pub struct LaneStats {
 pub struct TunnelStats {
     /// How it travels.
     pub transport: Transport,
-    /// Payload bytes of extents given to the transport.
+    /// Payload bytes given to the transport: of extents, or of the channels of a migration.
     pub payload_sent: u64,
-    /// Payload bytes of extents received whole.
+    /// Payload bytes taken from the transport: of extents that arrived whole, or of channels.
     pub payload_received: u64,
     /// Sum over the lanes.
     pub wire_sent: u64,
@@ -46,8 +46,27 @@ pub struct TunnelStats {
     pub rtt: Option<Duration>,
     /// Sum over the lanes that are up, in bytes.
     pub congestion_window: u64,
-    /// Each lane, also those that ended.
+    /// Each lane, also those that ended. Of a migration over TCP, 0 is the control connection and 1 the sum of the
+    /// channels' connections.
     pub lanes: Vec<LaneStats>,
+}
+
+impl TunnelStats {
+    /// The sums over `lanes`. `payload` is what was sent and what was received.
+    pub(crate) fn of(transport: Transport, payload: [u64; 2], lanes: Vec<LaneStats>) -> Self {
+        let [payload_sent, payload_received] = payload;
+        Self {
+            transport,
+            payload_sent,
+            payload_received,
+            wire_sent: lanes.iter().map(|lane| lane.wire_sent).sum(),
+            wire_received: lanes.iter().map(|lane| lane.wire_received).sum(),
+            lost_packets: lanes.iter().map(|lane| lane.lost_packets).sum(),
+            rtt: lanes.iter().filter(|lane| lane.up).filter_map(|lane| lane.rtt).min(),
+            congestion_window: lanes.iter().filter(|lane| lane.up).map(|lane| lane.congestion_window).sum(),
+            lanes,
+        }
+    }
 }
 
 /// What a TCP connection counts by itself.

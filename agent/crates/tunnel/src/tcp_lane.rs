@@ -42,6 +42,33 @@ pub(crate) struct TcpLink {
     pub(crate) counters: Arc<Counters>,
 }
 
+impl TcpLink {
+    /// Counts with `counters` from now on, and what was counted so far with them.
+    pub(crate) fn recount(&mut self, counters: Arc<Counters>) {
+        counters.sent.fetch_add(self.counters.sent.load(Ordering::Relaxed), Ordering::Relaxed);
+        counters.received.fetch_add(self.counters.received.load(Ordering::Relaxed), Ordering::Relaxed);
+        let counted = match &mut self.stream {
+            TlsStream::Client(stream) => stream.get_mut().0,
+            TlsStream::Server(stream) => stream.get_mut().0,
+        };
+        counted.counters = counters.clone();
+        self.counters = counters;
+    }
+
+    /// Lets the connection break when what was sent is not acknowledged for so long (tcp(7), `TCP_USER_TIMEOUT`).
+    pub(crate) fn give_up_after(&self, silence: Duration) -> io::Result<()> {
+        socket2::SockRef::from(self.stream.get_ref().0.tcp()).set_tcp_user_timeout(Some(silence))
+    }
+}
+
+/// Lets TLS take more at once than rustls does by itself.
+pub(crate) fn enlarge(stream: &mut TlsStream<Counted>) {
+    match stream {
+        TlsStream::Client(stream) => stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER)),
+        TlsStream::Server(stream) => stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER)),
+    }
+}
+
 /// A TCP stream that counts what passes.
 #[derive(Debug)]
 pub(crate) struct Counted {
@@ -53,6 +80,10 @@ impl Counted {
     pub(crate) fn new(stream: TcpStream) -> (Self, Arc<Counters>) {
         let counters = Arc::new(Counters::default());
         (Self { stream: BufReader::with_capacity(READ_BUFFER, stream), counters: counters.clone() }, counters)
+    }
+
+    pub(crate) fn tcp(&self) -> &TcpStream {
+        self.stream.get_ref()
     }
 }
 
@@ -116,10 +147,7 @@ struct Both {
 /// Runs a lane to its end. Lane 0's end is the tunnel's.
 pub(crate) async fn run(core: Arc<Core>, lane: u8, link: TcpLink) {
     let TcpLink { mut stream, counters } = link;
-    match &mut stream {
-        TlsStream::Client(stream) => stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER)),
-        TlsStream::Server(stream) => stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER)),
-    }
+    enlarge(&mut stream);
     let (read, write) = tokio::io::split(stream);
     let both =
         Arc::new(Both { core: core.clone(), lane, counters, started: Instant::now(), dead: Notify::new() });
@@ -162,7 +190,7 @@ pub(crate) async fn run(core: Arc<Core>, lane: u8, link: TcpLink) {
     }
 }
 
-fn flatten(result: Result<TunnelError, tokio::task::JoinError>) -> TunnelError {
+pub(crate) fn flatten(result: Result<TunnelError, tokio::task::JoinError>) -> TunnelError {
     result.unwrap_or_else(|panic| {
         TunnelError::new(TunnelErrorKind::Lost, "the reader of the lane failed").caused_by(panic)
     })
@@ -189,7 +217,7 @@ async fn read_frames(
             match frames::control(&mut feed, header, DEAD_AFTER).await? {
                 Control::Ping(nonce) => drop(pongs.try_send(nonce)),
                 Control::Pong(sent) => both.note_pong(sent),
-                frame if *lane == 0 && header.tag != Tag::LaneHello => {
+                frame if *lane == 0 && frames::is_of_copies(header.tag) => {
                     if let Control::Fail(fail) = &frame {
                         last_fail = Some(fail.clone());
                     }
@@ -236,8 +264,8 @@ async fn write_frames(
 }
 
 /// Writes one buffer list, unless the connection is found dead meanwhile.
-async fn write(
-    both: &Both,
+pub(crate) async fn write(
+    dead: &Notify,
     write: &mut WriteHalf<TlsStream<Counted>>,
     mut bytes: impl Buf,
 ) -> io::Result<()> {
@@ -246,8 +274,8 @@ async fn write(
             write.write_all_buf(&mut bytes).await?;
             write.flush().await
         } => result,
-        () = both.dead.notified() => {
-            both.dead.notify_one(); // for the next write
+        () = dead.notified() => {
+            dead.notify_one(); // for the next write
             Err(io::ErrorKind::ConnectionAborted.into())
         }
     }
@@ -265,12 +293,12 @@ async fn write_until_closed(
     loop {
         tokio::select! {
             () = both.dead.notified() => return Err(io::ErrorKind::ConnectionAborted.into()),
-            _ = ticks.tick() => write(both, out, Control::Ping(both.now_micros()).encode()).await?,
-            Ok(nonce) = pongs.recv() => write(both, out, Control::Pong(nonce).encode()).await?,
+            _ = ticks.tick() => write(&both.dead, out, Control::Ping(both.now_micros()).encode()).await?,
+            Ok(nonce) = pongs.recv() => write(&both.dead, out, Control::Pong(nonce).encode()).await?,
             frame = core.control.recv(), if *lane == 0 => match frame {
                 Ok(frame) => {
                     failed = matches!(frame, Control::Fail(_));
-                    write(both, out, frame.encode()).await?;
+                    write(&both.dead, out, frame.encode()).await?;
                 }
                 Err(_closed) => break,
             },
@@ -292,7 +320,7 @@ async fn write_until_closed(
         && let CloseCode::Failed(code) = closing.code
     {
         let fail = Control::Fail(Fail { code, detail: detail(&closing.reason) });
-        write(both, out, fail.encode()).await?;
+        write(&both.dead, out, fail.encode()).await?;
     }
     tokio::select! {
         result = out.shutdown() => result,
@@ -309,7 +337,7 @@ async fn write_extent(
     both.core.throttle(len).await;
     let mut pieces = Pieces { pieces: extent.payload, next: 0 };
     both.core.payload_sent.fetch_add(len, Ordering::Relaxed);
-    write(both, out, Buf::chain(extent.head, &mut pieces)).await
+    write(&both.dead, out, Buf::chain(extent.head, &mut pieces)).await
 }
 
 /// At most what a Fail frame may hold, cut between characters.

@@ -200,7 +200,7 @@ impl TunnelHandle {
     /// routed here; those of an older generation of the session no longer.
     pub fn register(&self, session: SessionId, generation: Generation) {
         if let Growth::Listen(registry) = &self.growth {
-            registry.register(SessionKey { session, generation }, &self.core);
+            registry.sessions.register(SessionKey { session, generation }, &self.core);
         }
     }
 

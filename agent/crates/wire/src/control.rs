@@ -15,6 +15,8 @@ pub const MAX_NAME: usize = 128;
 pub const MAX_DETAIL: usize = 512;
 /// Longest receipt in a [`Sealed`]: body, signature and a certificate chain.
 pub const MAX_RECEIPT: usize = 32 << 10;
+/// Longest [`Control::Message`] in bytes.
+pub const MAX_MESSAGE: usize = MAX_CONTROL_BODY;
 /// Most runs in one [`Durable`] or [`Ack`].
 pub const MAX_RUNS: usize = (MAX_CONTROL_BODY - 16) / 16;
 /// Most prefixes in one [`Leaves`].
@@ -349,6 +351,35 @@ pub struct LaneHello {
     pub class: LaneClass,
 }
 
+/// First frame of the dialler when a running VM is to move.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Migrate {
+    /// Chosen at random for a new migration, repeated to take up one that lost its tunnel.
+    pub migration: SessionId,
+}
+
+/// What a channel of a migration carries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum ChannelKind {
+    /// A migration stream of the hypervisor: the VM's memory, and the state of its devices.
+    Ram,
+    /// Blocks of a disk.
+    Disk,
+}
+
+/// Binds a stream or connection to a migration. After the answer it carries raw bytes of another layer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ChannelHello {
+    /// Which migration.
+    pub migration: SessionId,
+    /// As the accepting side gave it: any other is refused.
+    pub generation: Generation,
+    /// Number of the channel; no two that are open have the same.
+    pub channel: u16,
+    /// What it carries.
+    pub kind: ChannelKind,
+}
+
 /// Any control frame.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[expect(missing_docs, reason = "each variant is the frame of its name")]
@@ -371,6 +402,10 @@ pub enum Control {
     Ping(u64),
     Pong(u64),
     LaneHello(LaneHello),
+    Migrate(Migrate),
+    /// At most [`MAX_MESSAGE`] bytes with a version and a meaning of their own.
+    Message(Vec<u8>),
+    ChannelHello(ChannelHello),
 }
 
 #[cfg(test)]

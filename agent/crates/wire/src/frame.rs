@@ -68,6 +68,12 @@ tags! {
     Pong = 18,
     /// Dialler, first on every further connection: which session it belongs to.
     LaneHello = 19,
+    /// Dialler: a running VM is to move.
+    Migrate = 20,
+    /// Either, on the control stream of a migration: bytes of the layer above.
+    Message = 21,
+    /// Dialler, first on every channel of a migration: which one it is.
+    ChannelHello = 22,
 }
 
 impl Tag {

@@ -2,7 +2,8 @@
 //!
 //! A connection starts with the frozen [`prelude`]; the versions offered there choose how the rest is read. Frames
 //! have a fixed 8-byte header ([`frame`]); control frames ([`control`]) travel on one bidirectional stream, extent
-//! frames ([`extent`]) on many unidirectional ones, their payload behind the head and never inside a struct.
+//! frames ([`extent`]) on many unidirectional ones, their payload behind the head and never inside a struct. A
+//! migration has channels instead of extents: after their first frame they are no business of this crate.
 //!
 //! Every length is checked against a named cap before anything is allocated, tag 0 is invalid, reserved bits must
 //! be zero, and a body must be used up exactly. Decoding arbitrary bytes never panics.
@@ -15,9 +16,9 @@ pub mod frame;
 pub mod prelude;
 
 pub use control::{
-    Ack, Control, Direction, Durable, Fail, FailCode, Grant, HashKeyBytes, Held, Known, LaneClass, LaneHello,
-    Leaves, Mode, Need, NeedReason, Offer, Open, PageQuery, PageSums, RangeKind, RangeMark, Run, Seal,
-    Sealed, VolumeFormat,
+    Ack, ChannelHello, ChannelKind, Control, Direction, Durable, Fail, FailCode, Grant, HashKeyBytes, Held,
+    Known, LaneClass, LaneHello, Leaves, Migrate, Mode, Need, NeedReason, Offer, Open, PageQuery, PageSums,
+    RangeKind, RangeMark, Run, Seal, Sealed, VolumeFormat,
 };
 pub use error::DecodeError;
 pub use extent::{ChunkEntry, Encoding, ExtentHead};

@@ -213,8 +213,10 @@ async fn a_reset_stream_and_bad_control_frames_end_the_tunnel() {
     assert_eq!(error.kind(), TunnelErrorKind::Protocol(DecodeError::Truncated("reset stream")));
 
     let hello = LaneHello { session: SESSION, generation: GENERATION, lane: 1, class: LaneClass::Data };
-    let bad: [(&str, Bytes); 4] = [
+    let bad: [(&str, Bytes); 6] = [
         ("LaneHello on lane 0", Control::LaneHello(hello).encode()),
+        ("a message of migrations", Control::Message(vec![1]).encode()),
+        ("Migrate in a copy", Control::Migrate(wire::Migrate { migration: SESSION }).encode()),
         ("an extent on the control stream", good.head.clone()),
         ("unknown tag", header(77, 0, 0).into()),
         ("a frame over the cap", header(Tag::Ack as u8, 0, 1 << 20).into()),

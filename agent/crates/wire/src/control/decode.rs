@@ -3,9 +3,10 @@
 use volume::{ByteLen, ChunkIndex, ExtentIndex, Generation, KeyId, MAX_VOLUME, Sequence, SessionId};
 
 use super::{
-    Ack, Control, Direction, Durable, Fail, FailCode, Grant, HashKeyBytes, Held, Known, LaneClass, LaneHello,
-    Leaves, MAX_DETAIL, MAX_KNOWN, MAX_NAME, MAX_RECEIPT, MAX_RUNS, Mode, Need, NeedReason, Offer, Open,
-    PageQuery, PageSums, RangeKind, RangeMark, Run, Seal, Sealed, VolumeFormat,
+    Ack, ChannelHello, ChannelKind, Control, Direction, Durable, Fail, FailCode, Grant, HashKeyBytes, Held,
+    Known, LaneClass, LaneHello, Leaves, MAX_DETAIL, MAX_KNOWN, MAX_NAME, MAX_RECEIPT, MAX_RUNS, Migrate,
+    Mode, Need, NeedReason, Offer, Open, PageQuery, PageSums, RangeKind, RangeMark, Run, Seal, Sealed,
+    VolumeFormat,
 };
 use crate::codec::Reader;
 use crate::error::DecodeError;
@@ -138,6 +139,14 @@ impl Control {
             Tag::Ping => Self::Ping(r.u64()?),
             Tag::Pong => Self::Pong(r.u64()?),
             Tag::LaneHello => Self::LaneHello(lane_hello(r)?),
+            Tag::Migrate => {
+                let migration = SessionId(r.array()?);
+                r.reserved(16)?;
+                Self::Migrate(Migrate { migration })
+            }
+            // Its cap is that of every body, which was checked above.
+            Tag::Message => Self::Message(r.take(r.remaining())?.to_vec()),
+            Tag::ChannelHello => Self::ChannelHello(channel_hello(r)?),
         };
         reader.finish()?;
         Ok(frame)
@@ -270,4 +279,17 @@ fn lane_hello(r: &mut Reader<'_>) -> Result<LaneHello, DecodeError> {
         return invalid("lane", 0_u64);
     }
     Ok(LaneHello { session, generation, lane, class })
+}
+
+fn channel_hello(r: &mut Reader<'_>) -> Result<ChannelHello, DecodeError> {
+    let migration = SessionId(r.array()?);
+    let generation = Generation(r.u64()?);
+    let channel = r.u16()?;
+    let kind = match r.u8()? {
+        1 => ChannelKind::Ram,
+        2 => ChannelKind::Disk,
+        value => return invalid("channel kind", value),
+    };
+    r.reserved(5)?;
+    Ok(ChannelHello { migration, generation, channel, kind })
 }

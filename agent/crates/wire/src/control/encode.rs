@@ -4,8 +4,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use volume::PAGES_PER_CHUNK;
 
 use super::{
-    Control, Direction, FailCode, Held, LaneClass, MAX_DETAIL, MAX_KNOWN, MAX_LEAVES, MAX_NAME, MAX_RECEIPT,
-    MAX_RUNS, Mode, NeedReason, RangeKind, Run, VolumeFormat,
+    ChannelKind, Control, Direction, FailCode, Held, LaneClass, MAX_DETAIL, MAX_KNOWN, MAX_LEAVES,
+    MAX_MESSAGE, MAX_NAME, MAX_RECEIPT, MAX_RUNS, Mode, NeedReason, RangeKind, Run, VolumeFormat,
 };
 use crate::frame::{FRAME_HEADER, FrameHeader, Tag};
 
@@ -49,13 +49,16 @@ impl Control {
             Self::Ping(_) => Tag::Ping,
             Self::Pong(_) => Tag::Pong,
             Self::LaneHello(_) => Tag::LaneHello,
+            Self::Migrate(_) => Tag::Migrate,
+            Self::Message(_) => Tag::Message,
+            Self::ChannelHello(_) => Tag::ChannelHello,
         }
     }
 
     /// Header and body.
     ///
     /// # Panics
-    /// When a list, name or receipt is longer than its cap, or page sums do not fit their mask: lists are built by
+    /// When a list, name, receipt or message is longer than its cap, or page sums do not fit their mask: lists are built by
     /// our own code, which splits them, and names are checked where they come in. A failure's detail is cut instead.
     #[must_use]
     pub fn encode(&self) -> Bytes {
@@ -196,6 +199,24 @@ impl Control {
                     LaneClass::Data => 1,
                 });
                 out.put_bytes(0, 6);
+            }
+            Self::Migrate(migrate) => {
+                out.put_slice(&migrate.migration.0);
+                out.put_bytes(0, 16);
+            }
+            Self::Message(body) => {
+                within("message", body.len(), MAX_MESSAGE);
+                out.put_slice(body);
+            }
+            Self::ChannelHello(hello) => {
+                out.put_slice(&hello.migration.0);
+                out.put_u64_le(hello.generation.0);
+                out.put_u16_le(hello.channel);
+                out.put_u8(match hello.kind {
+                    ChannelKind::Ram => 1,
+                    ChannelKind::Disk => 2,
+                });
+                out.put_bytes(0, 5);
             }
         }
     }

@@ -67,6 +67,7 @@ fn enumerations_refuse_every_other_value() {
         lane: 1,
         class: LaneClass::Data,
     });
+    let channel = channel_hello(1, ChannelKind::Ram);
     let table = [
         (open("p", "n"), 16, "direction", 1..=2_u8),
         (open("p", "n"), 17, "mode", 1..=3),
@@ -80,6 +81,7 @@ fn enumerations_refuse_every_other_value() {
         (need, 18, "reason", 1..=2),
         (hello.clone(), 24, "lane", 1..=255),
         (hello, 25, "lane class", 1..=1),
+        (channel, 26, "channel kind", 1..=2),
         (grant(), 84, "resumed", 0..=1),
         (grant(), 85, "leaves", 0..=1),
         (grant(), 86, "known", 0..=1),
@@ -95,6 +97,40 @@ fn enumerations_refuse_every_other_value() {
             }
         }
     }
+}
+
+fn channel_hello(channel: u16, kind: ChannelKind) -> Control {
+    Control::ChannelHello(ChannelHello {
+        migration: SessionId([1; 16]),
+        generation: Generation(1),
+        channel,
+        kind,
+    })
+}
+
+#[test]
+fn channels_have_any_number() {
+    for channel in [0, 1, 256, u16::MAX] {
+        let hello = channel_hello(channel, ChannelKind::Disk);
+        assert_eq!(Control::decode(Tag::ChannelHello, &body(&hello)), Ok(hello));
+    }
+}
+
+#[test]
+fn messages_hold_to_their_cap() {
+    for len in [0, 1, MAX_MESSAGE] {
+        let message = Control::Message(vec![0xa5; len]);
+        assert_eq!(body(&message).len(), len);
+        assert_eq!(Control::decode(Tag::Message, &body(&message)), Ok(message));
+    }
+    let result = changed(&Control::Message(vec![1; MAX_MESSAGE]), |bytes| bytes.push(1));
+    assert_eq!(result, too_long("frame body", MAX_MESSAGE as u64 + 1, MAX_CONTROL_BODY));
+}
+
+#[test]
+#[should_panic(expected = "message of 65537 exceeds the cap of 65536")]
+fn a_message_over_its_cap_is_a_bug() {
+    let _ = Control::Message(vec![0; MAX_MESSAGE + 1]).encode();
 }
 
 fn grant() -> Control {

@@ -2,9 +2,9 @@
 
 use volume::{ByteLen, ChunkId, ChunkIndex, ExtentIndex, Generation, KeyId, Sequence, SessionId};
 use wire::{
-    Ack, ChunkEntry, Control, Direction, Durable, Encoding, ExtentHead, Fail, FailCode, Grant, HashKeyBytes,
-    Held, Known, LaneClass, LaneHello, Leaves, Mode, Need, NeedReason, Offer, Open, PageQuery, PageSums,
-    RangeKind, RangeMark, Run, Seal, Sealed, VolumeFormat,
+    Ack, ChannelHello, ChannelKind, ChunkEntry, Control, Direction, Durable, Encoding, ExtentHead, Fail,
+    FailCode, Grant, HashKeyBytes, Held, Known, LaneClass, LaneHello, Leaves, Migrate, Mode, Need,
+    NeedReason, Offer, Open, PageQuery, PageSums, RangeKind, RangeMark, Run, Seal, Sealed, VolumeFormat,
 };
 
 use crate::Frame;
@@ -51,6 +51,7 @@ pub(crate) fn all() -> Vec<Fixture> {
     all.extend(streaming());
     all.extend(extents());
     all.extend(endings());
+    all.extend(migrations());
     all
 }
 
@@ -262,5 +263,19 @@ fn endings() -> Vec<Fixture> {
         control!("drain", Control::Drain),
         control!("ping", Control::Ping(0xfeed_face_cafe_beef)),
         control!("pong", Control::Pong(0xfeed_face_cafe_beef)),
+    ]
+}
+
+fn migrations() -> Vec<Fixture> {
+    let hello = |channel, kind| {
+        let hello = ChannelHello { migration: session(), generation: Generation(9), channel, kind };
+        Control::ChannelHello(hello)
+    };
+    vec![
+        control!("migrate", Control::Migrate(Migrate { migration: session() })),
+        control!("message", Control::Message(counting::<12>(0x70).to_vec())),
+        control!("message_empty", Control::Message(Vec::new())),
+        control!("channel_hello_ram", hello(258, ChannelKind::Ram)),
+        control!("channel_hello_disk", hello(0, ChannelKind::Disk)),
     ]
 }

@@ -4,12 +4,12 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 use volume::{ByteLen, ChunkId, ChunkIndex, ExtentIndex, Generation, KeyId, MAX_VOLUME, Sequence, SessionId};
-use wire::control::{MAX_DETAIL, MAX_KNOWN, MAX_NAME, MAX_RECEIPT, MAX_RUNS};
+use wire::control::{MAX_DETAIL, MAX_KNOWN, MAX_MESSAGE, MAX_NAME, MAX_RECEIPT, MAX_RUNS};
 use wire::{
-    Ack, ChunkEntry, Control, Direction, Durable, Encoding, ExtentHead, FRAME_HEADER, Fail, FailCode,
-    FrameHeader, Grant, HashKeyBytes, Held, Known, LaneClass, LaneHello, Leaves, MAX_EXTENT_HEAD,
-    MAX_PAYLOAD, Mode, Need, NeedReason, Offer, Open, PRELUDE, PageQuery, PageSums, Prelude, RangeKind,
-    RangeMark, Run, Seal, Sealed, Tag, VolumeFormat, negotiate,
+    Ack, ChannelHello, ChannelKind, ChunkEntry, Control, Direction, Durable, Encoding, ExtentHead,
+    FRAME_HEADER, Fail, FailCode, FrameHeader, Grant, HashKeyBytes, Held, Known, LaneClass, LaneHello,
+    Leaves, MAX_EXTENT_HEAD, MAX_PAYLOAD, Migrate, Mode, Need, NeedReason, Offer, Open, PRELUDE, PageQuery,
+    PageSums, Prelude, RangeKind, RangeMark, Run, Seal, Sealed, Tag, VolumeFormat, negotiate,
 };
 
 use crate::Frame;
@@ -130,8 +130,17 @@ fn lane_hello() -> impl Strategy<Value = Control> {
     })
 }
 
+fn channel_hello() -> impl Strategy<Value = Control> {
+    let kind = select(vec![ChannelKind::Ram, ChannelKind::Disk]);
+    (any::<[u8; 16]>(), any::<(u64, u16)>(), kind).prop_map(|(migration, (generation, channel), kind)| {
+        let (migration, generation) = (SessionId(migration), Generation(generation));
+        Control::ChannelHello(ChannelHello { migration, generation, channel, kind })
+    })
+}
+
 fn control() -> impl Strategy<Value = Control> {
     let receipt = prop_oneof![vec(any::<u8>(), 0..300), vec(any::<u8>(), MAX_RECEIPT)];
+    let message = prop_oneof![8 => vec(any::<u8>(), 0..300), 1 => vec(any::<u8>(), MAX_MESSAGE)];
     prop_oneof![
         open(),
         offer(),
@@ -156,6 +165,9 @@ fn control() -> impl Strategy<Value = Control> {
         any::<u64>().prop_map(Control::Ping),
         any::<u64>().prop_map(Control::Pong),
         lane_hello(),
+        any::<[u8; 16]>().prop_map(|migration| Control::Migrate(Migrate { migration: SessionId(migration) })),
+        message.prop_map(Control::Message),
+        channel_hello(),
     ]
 }
 
