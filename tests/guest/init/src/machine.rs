@@ -1,6 +1,5 @@
 //! What a process 1 has to do for its machine: file systems, drivers, the power button.
 
-use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::PathBuf;
@@ -8,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use novaferry_guest_init::POWER_OFF;
+use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use rustix::system::RebootCommand;
@@ -16,6 +16,9 @@ use crate::state::State;
 
 /// Where the initramfs has the drivers.
 const MODULES: &str = "/modules";
+
+/// Where the input devices are.
+const INPUT: &str = "/dev/input";
 
 /// Size of the kernel's `struct input_event` on 64-bit machines (include/uapi/linux/input.h): a time of 16 bytes, then
 /// type and code, two bytes each, and a value of four.
@@ -49,7 +52,7 @@ pub(crate) fn boot_time() -> Instant {
 ///
 /// # Returns
 /// The drivers that could not be loaded, and why.
-pub(crate) fn load_modules(command_line: &str) -> io::Result<Vec<(String, Errno)>> {
+pub(crate) fn load_modules() -> io::Result<Vec<(String, Errno)>> {
     let mut waiting: Vec<PathBuf> = match fs::read_dir(MODULES) {
         Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?,
         // A kernel that has them built in.
@@ -62,8 +65,7 @@ pub(crate) fn load_modules(command_line: &str) -> io::Result<Vec<(String, Errno)
         let mut failed = Vec::new();
         for path in waiting {
             let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            let parameters = module_parameters(command_line, &name);
-            match rustix::system::finit_module(&File::open(&path)?, &parameters, 0) {
+            match rustix::system::finit_module(&File::open(&path)?, c"", 0) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(error) => failed.push((path, name, error)),
             }
@@ -75,28 +77,13 @@ pub(crate) fn load_modules(command_line: &str) -> io::Result<Vec<(String, Errno)
     }
 }
 
-/// `MODULE.NAME=VALUE` of the command line as `NAME=VALUE`, which is how modprobe hands them over. `microvm` describes
-/// its devices to `virtio_mmio` in this way.
-fn module_parameters(command_line: &str, module: &str) -> CString {
-    let words = command_line.split_ascii_whitespace();
-    let own = words.filter_map(|word| word.strip_prefix(module)?.strip_prefix('.'));
-    // There is no zero byte in a command line.
-    CString::new(own.collect::<Vec<_>>().join(" ")).unwrap_or_default()
-}
-
 /// Waits for the power button and then powers off, between two writes to the disk. Without a button it ends.
 pub(crate) fn watch_power_button(state: &State) {
-    // What ACPI's button driver makes is the only input device of these machines, or the first.
-    let Ok(mut events) = File::open("/dev/input/event0") else { return };
-    let mut event = [0; INPUT_EVENT];
-    loop {
-        if let Err(error) = events.read_exact(&mut event) {
+    if let Err(error) = wait_until_pressed() {
+        if error.kind() != io::ErrorKind::NotFound {
             state.corrupt(&format!("power button: {error}"));
-            return;
         }
-        if event[16..] == PRESSED {
-            break;
-        }
+        return;
     }
     let _busy = state.disk_busy();
     rustix::fs::sync();
@@ -106,5 +93,34 @@ pub(crate) fn watch_power_button(state: &State) {
     }
     loop {
         thread::park();
+    }
+}
+
+/// Reads all input devices, which may be a keyboard and a mouse beside the button.
+fn wait_until_pressed() -> io::Result<()> {
+    let mut devices = Vec::new();
+    for entry in fs::read_dir(INPUT)? {
+        let entry = entry?;
+        if entry.file_name().as_encoded_bytes().starts_with(b"event") {
+            devices.push(File::open(entry.path())?);
+        }
+    }
+    if devices.is_empty() {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    loop {
+        let mut polled: Vec<PollFd<'_>> =
+            devices.iter().map(|device| PollFd::new(device, PollFlags::IN)).collect();
+        rustix::event::poll(&mut polled, None)?;
+        let ready: Vec<bool> = polled.iter().map(|polled| !polled.revents().is_empty()).collect();
+        for (mut device, ready) in devices.iter().zip(ready) {
+            let mut event = [0; INPUT_EVENT];
+            if ready {
+                device.read_exact(&mut event)?;
+            }
+            if event[16..] == PRESSED {
+                return Ok(());
+            }
+        }
     }
 }

@@ -33,9 +33,7 @@ fn main() -> ExitCode {
 fn run(state: &Arc<State>) -> Result<(), String> {
     let command_line = machine::mount().map_err(|error| format!("mount: {error}"))?;
     let options = Options::parse(&command_line).map_err(|word| format!("option {word} makes no sense"))?;
-    for (module, error) in
-        machine::load_modules(&command_line).map_err(|error| format!("modules: {error}"))?
-    {
+    for (module, error) in machine::load_modules().map_err(|error| format!("modules: {error}"))? {
         state.say(&format!("MODULE {module}: {error}"));
     }
     let boot = machine::boot_time();

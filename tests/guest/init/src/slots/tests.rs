@@ -82,7 +82,6 @@ fn slots_that_were_not_read_hold_nothing() {
     let disk = Disk::new(9, 4).unwrap();
     assert_eq!(Verifier::new(disk).finish().unwrap().last(), 0);
     let blocks = image(disk, 50);
-    assert!(!verify(disk, &blocks[..4]).is_err_and(|wrong| wrong.is_empty()));
     assert_eq!(verify(disk, &blocks[..4]).unwrap_err().len(), 1);
 }
 
