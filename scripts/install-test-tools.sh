@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what `make test` and `make soak` need, and only what is missing: with everything there it does nothing, needs
 # no network and no root. Packages of the system need root (or sudo without a password); without, it names them and
-# does the rest. A test whose tool is missing says so by name.
+# does the rest. A test whose tool is missing says so by name. At last it makes the test guest (make-test-guest.sh).
 #
 # Needs a Rust toolchain (rustup's or another) and, for the packages, apt: Debian 12 or newer, Ubuntu 24.04 or newer.
 set -euo pipefail
@@ -11,6 +11,8 @@ rust=1.95
 # Known to work; a version that is already there is kept.
 nextest=0.9.143
 deny=0.20.2
+# What the tests of live migration are made for. An older one is kept if it is there.
+qemu=10
 
 say() { printf 'install-test-tools: %s\n' "$*" >&2; }
 
@@ -18,14 +20,17 @@ say() { printf 'install-test-tools: %s\n' "$*" >&2; }
 tools() {
     cat <<'END'
 cc gcc
+cpio cpio
 ip iproute2
 losetup mount
+lz4 lz4
 mkfs.ext4 e2fsprogs
 nbdkit nbdkit
 pkg-config pkg-config
 qemu-img qemu-utils
 qemu-io qemu-utils
 qemu-nbd qemu-utils
+qemu-system-x86_64 qemu-system-x86
 setpriv util-linux
 systemd-analyze systemd
 unshare util-linux
@@ -43,9 +48,80 @@ has_llvm() {
     return 1
 }
 
+# backports_of CODENAME: the sources of its backports, made from those of the release itself: same mirror, same key.
+backports_of() {
+    local codename=$1 file stanza
+    for file in /etc/apt/sources.list.d/*.sources; do
+        [[ -f $file ]] || continue
+        stanza=$(awk -v RS= -F '\n' -v suite="$codename" '
+            $0 !~ "(^|\n)Suites:([^\n]* )?" suite "( |\n|$)" { next }
+            {
+                print "Types: deb"
+                for (i = 1; i <= NF; i++) {
+                    if ($i ~ /^(Types|Enabled):/ || $i ~ /^#/) continue
+                    if ($i ~ /^Suites:/) $i = "Suites: " suite "-backports"
+                    if ($i ~ /^Components:/) $i = "Components: main"
+                    print $i
+                }
+                exit
+            }' "$file")
+        if [[ -n $stanza ]]; then
+            echo "$stanza"
+            return
+        fi
+    done
+    [[ -f /etc/apt/sources.list ]] || return 0
+    # A line of the old form, in the words of the new one.
+    awk -v suite="$codename" '
+        $1 != "deb" { next }
+        {
+            options = ""
+            if (match($0, /\[[^]]*\]/)) {
+                options = substr($0, RSTART + 1, RLENGTH - 2)
+                $0 = substr($0, 1, RSTART - 1) substr($0, RSTART + RLENGTH)
+            }
+            if ($3 != suite) next
+            printf "Types: deb\nURIs: %s\nSuites: %s-backports\nComponents: main\n", $2, suite
+            if (match(options, /signed-by=[^ ]*/)) printf "Signed-By: %s\n", substr(options, RSTART + 10, RLENGTH - 10)
+            exit
+        }' /etc/apt/sources.list
+}
+
+# candidate PACKAGE [SUITE]: the major version that apt would install; 0 if it knows none.
+candidate() {
+    local version
+    version=$(LC_ALL=C apt-cache ${2:+--default-release="$2"} policy "$1" | awk '$1 == "Candidate:" { print $2 }')
+    version=${version#*:}
+    version=${version%%[!0-9]*}
+    echo "${version:-0}"
+}
+
+# qemu_suite ROOT...: where QEMU is to come from, if not from where apt would take it. Adds Debian's backports if the
+# release has an older one. After apt-get update.
+qemu_suite() {
+    local codename sources
+    codename=$(. /etc/os-release && [[ ${ID:-} == debian ]] && echo "${VERSION_CODENAME:-}") || return 0
+    if [[ -z $codename ]] || (($(candidate qemu-system-x86) >= qemu)); then
+        return 0
+    fi
+    if (($(candidate qemu-system-x86 "$codename-backports") < qemu)); then
+        sources=$(backports_of "$codename")
+        if [[ -z $sources ]]; then
+            say "no sources of $codename found; QEMU $qemu would be in its backports"
+            return 0
+        fi
+        say "adding $codename-backports for QEMU $qemu"
+        "$@" tee "/etc/apt/sources.list.d/$codename-backports.sources" <<<"$sources" >/dev/null
+        "$@" apt-get update -qq >&2
+    fi
+    if (($(candidate qemu-system-x86 "$codename-backports") >= qemu)); then
+        echo "$codename-backports"
+    fi
+}
+
 install_packages() {
-    local -a missing=() root=()
-    local command package
+    local -a missing=() root=() install=() from_suite=()
+    local command package suite
     while read -r command package; do
         command -v "$command" >/dev/null || missing+=("$package")
     done < <(tools)
@@ -65,9 +141,16 @@ install_packages() {
         fi
         root=(sudo -n)
     fi
+    install=("${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends)
     say "installing ${missing[*]}"
     "${root[@]}" apt-get update -qq
-    "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+    if [[ " ${missing[*]} " == *' qemu-system-x86 '* ]]; then
+        # QEMU and its tools alone: nothing else is to come from there, but for what they need themselves.
+        suite=$(qemu_suite "${root[@]}")
+        mapfile -t from_suite < <(printf '%s\n' "${missing[@]}" | grep '^qemu-')
+        "${install[@]}" ${suite:+--target-release="$suite"} "${from_suite[@]}"
+    fi
+    "${install[@]}" "${missing[@]}"
 }
 
 check_rust() {
@@ -109,3 +192,6 @@ command -v cc >/dev/null || {
 }
 install_cargo_tool nextest "$nextest"
 install_cargo_tool deny "$deny"
+if command -v lz4 >/dev/null && command -v cpio >/dev/null; then
+    "$(dirname "$0")/make-test-guest.sh" || say "no test guest: tests that need it will be skipped"
+fi

@@ -8,9 +8,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH=$PATH:/usr/sbin:/sbin
 
-# What the tests may need of a machine: io_uring, loop devices, root, TUN and network namespaces, QEMU's tools, nbdkit,
-# systemd-analyze.
-capabilities=(loop nbdkit netns qemu root systemd uring)
+# What the tests may need of a machine: io_uring, loop devices, root, TUN and network namespaces, QEMU's tools, QEMU
+# itself with the test guest (scripts/make-test-guest.sh), nbdkit, systemd-analyze.
+capabilities=(loop nbdkit netns qemu qemu-system root systemd uring)
 
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 logs=$target/test-logs

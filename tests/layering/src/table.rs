@@ -61,6 +61,8 @@ pub const CRATES: &[Row] = &[
     Row { name: "bench", folder: "bench", uses: Uses::Anything, pure: false },
     Row { name: "e2e", folder: "tests/e2e", uses: Uses::Anything, pure: false },
     Row { name: "fuzz", folder: "tests/fuzz", uses: Uses::Anything, pure: false },
+    Row { name: "guest", folder: "tests/guest", uses: Uses::Anything, pure: false },
+    Row { name: "guest-init", folder: "tests/guest/init", uses: Uses::Only(&[]), pure: false },
     Row { name: "layering", folder: "tests/layering", uses: Uses::Anything, pure: false },
     Row { name: "link", folder: "tests/link", uses: Uses::Anything, pure: false },
     Row { name: "simulation", folder: "tests/simulation", uses: Uses::Anything, pure: false },
