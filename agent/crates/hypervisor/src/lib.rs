@@ -2,6 +2,8 @@
 //!
 //! * [`nbd`] reads, writes and serves NBD exports; as a client, as a [`volume::Source`] or [`volume::Sink`].
 //! * [`qemu_nbd`] puts an image file of any format QEMU knows behind such an export, backing chain included.
+//! * [`specification`] says what a VM is, apart from its host; [`command_line`] turns one into QEMU's arguments;
+//!   [`vmd`] asks `novaferry-vmd`, which alone starts QEMU, to run it.
 //! * [`qemu_img`] looks at images (what would not survive a copy) and makes new ones.
 //! * [`qmp`] drives a running QEMU, [`guest_agent`] the agent in its guest.
 //! * [`inventory`] finds the virtual machines of this host.
@@ -9,6 +11,7 @@
 //!
 //! No image format is parsed here: QEMU's own programs do that, as children that end with their owner.
 
+pub mod command_line;
 pub mod error;
 pub mod guest_agent;
 pub mod inventory;
@@ -19,7 +22,9 @@ pub mod qemu_nbd;
 pub mod qmp;
 #[cfg(test)]
 mod recorded;
+pub mod specification;
 pub mod stream;
 mod tool;
+pub mod vmd;
 
 pub use error::Error;
