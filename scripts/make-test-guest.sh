@@ -11,8 +11,8 @@ cd "$(dirname "$0")/.."
 root=$PWD
 
 guest=${NOVAFERRY_GUEST:-/var/tmp/novaferry-guest-$UID}
-# What QEMU's pc, q35 and microvm machines need to have a disk, and a power button where there is ACPI.
-drivers=(virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_mmio virtio_blk button evdev)
+# What QEMU's pc and q35 machines need to have a disk and a power button.
+drivers=(virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk button evdev)
 
 say() { printf 'make-test-guest: %s\n' "$*" >&2; }
 die() {
@@ -71,6 +71,7 @@ fetch_kernel() {
         esac
     done
     dpkg-deb --field "$download"/*.deb Package Version >"$1/kernel"
+    echo "Drivers: ${drivers[*]}" >>"$1/kernel"
     rm -rf "$download"
 }
 
@@ -112,7 +113,7 @@ fi
 
 work=$(mktemp -d "$guest/work.XXXXXX")
 trap 'rm -rf "$work"' EXIT
-if [[ -s $guest/current/vmlinux && -s $guest/current/kernel ]]; then
+if [[ -s $guest/current/vmlinux ]] && grep -qx "Drivers: ${drivers[*]}" "$guest/current/kernel"; then
     cp -al "$guest/current/"{vmlinux,kernel,modules} "$work/"
 else
     fetch_kernel "$work"
@@ -130,4 +131,4 @@ for old in "$guest"/versions/*; do
         *) rm -rf "$old" ;;
     esac
 done
-say "made $guest/current: $(tr '\n' ' ' <"$guest/current/kernel")"
+say "made $guest/current: $(sed -n 's/^Package: //p' "$guest/current/kernel")"

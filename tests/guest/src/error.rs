@@ -6,8 +6,6 @@ use std::fmt;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[non_exhaustive]
 pub enum Kind {
-    /// The settings make no machine.
-    Invalid,
     /// A file or folder of the machine could not be made, read or written.
     Files,
     /// QEMU could not be started, or ended before it was ready.

@@ -36,10 +36,10 @@ impl Vm {
     /// and waits until it can be spoken to.
     ///
     /// # Errors
-    /// [`Kind::Invalid`], [`Kind::Files`]; [`Kind::Start`] with QEMU's own words if it does not come up.
+    /// [`Kind::Files`]; [`Kind::Start`] with QEMU's own words if it does not come up.
     pub fn start(vms: &Path, settings: Settings) -> Result<Self, Error> {
         let layout = Layout::new(vms, &settings.id);
-        let arguments = settings.arguments(&layout)?;
+        let arguments = settings.arguments(&layout);
         let failed = |error: io::Error| {
             Error::new(Kind::Files, format!("make {}", layout.folder().display())).caused_by(error)
         };

@@ -35,8 +35,28 @@ fn a_pause_is_what_is_longer_than_the_interval() {
     assert_eq!((report.heartbeats, &report.in_file[..]), (9, &[5, 4][..]));
     assert_eq!(report.downtimes, [Duration::from_millis(50)]);
     assert_eq!(report.longest_gap, Duration::from_millis(150));
+    assert_eq!(report.interval, Duration::from_millis(100));
     let wanted = Timeline::of(&[&first, &second]).check(5);
     assert_eq!(wanted, Err(Broken::Silent { file: 1, heartbeats: 4 }));
+}
+
+#[test]
+fn a_guest_whose_clock_is_wrong_is_measured_all_the_same() {
+    let start = Instant::now();
+    let first: Vec<Chunk> = [chunk(start, 0, ready())]
+        .into_iter()
+        .chain((1..=5).map(|number| chunk(start, number * 110, beat(number))))
+        .collect();
+    let second = [chunk(start, 740, beat(6))];
+    let report = Timeline::of(&[&first, &second]).check(1).unwrap();
+    assert_eq!(report.interval, Duration::from_millis(110));
+    assert_eq!(report.downtimes, [Duration::from_millis(80)]);
+    // Nothing to measure it by.
+    let report = Timeline::of(&[&first[..2], &[chunk(start, 300, beat(2))]]).check(1).unwrap();
+    assert_eq!(
+        (report.interval, report.downtimes),
+        (Duration::from_millis(100), vec![Duration::from_millis(90)])
+    );
 }
 
 #[test]

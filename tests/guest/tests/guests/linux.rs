@@ -21,7 +21,7 @@ fn linux_keeps_memory_and_disk_and_knows_its_disk_again() {
     let mut settings = Settings::linux("one", &linux, Options { heartbeat: 50, ..Options::default() });
     settings.disk.format = Format::Qcow2;
     let mut last = 0;
-    for (machine, processors) in [(Machine::Pc, 1), (Machine::Q35, 2), (Machine::Microvm, 1)] {
+    for (machine, processors) in [(Machine::Pc, 1), (Machine::Q35, 2)] {
         let settings = Settings { machine, processors, ..settings.clone() };
         let mut vm = Vm::start(folder.path(), settings).unwrap();
         vm.serial().wait_for_heartbeats(15, HANG).unwrap();
@@ -49,7 +49,6 @@ fn linux_finds_a_disk_that_was_tampered_with() {
     let folder = tempfile::tempdir().unwrap();
     let options = Options { constant: 1, duplicate: 1, hot: 0, ..Options::default() };
     let mut settings = Settings::linux("one", &linux, options);
-    settings.machine = Machine::Microvm;
     // Few slots, so that each is read again soon.
     settings.disk.size = 64 << 10;
     let mut vm = Vm::start(folder.path(), settings.clone()).unwrap();
