@@ -4,6 +4,7 @@
 
 use std::thread::JoinHandle;
 
+use reduce::ram::{Packer, Unpacker};
 use reduce::{Compressor, Decompressor};
 use tokio::sync::oneshot;
 
@@ -18,6 +19,10 @@ pub struct Scratch {
     pub decompressor: Decompressor,
     /// An extent's worth of room for a frame.
     pub frame: Vec<u8>,
+    /// What packing RAM needs; made by the first packet.
+    pub packer: Option<Packer>,
+    /// What unpacking RAM needs; made by the first packet.
+    pub unpacker: Option<Unpacker>,
 }
 
 type Job = Box<dyn FnOnce(&mut Scratch) + Send>;
@@ -43,6 +48,8 @@ impl Cpu {
                 compressor: Compressor::new()?,
                 decompressor: Decompressor::new()?,
                 frame: Vec::new(),
+                packer: None,
+                unpacker: None,
             };
             let spawned: std::io::Result<JoinHandle<()>> =
                 std::thread::Builder::new().name(format!("novaferry-cpu{nth}")).spawn(move || {

@@ -10,6 +10,7 @@ pub mod journal;
 pub mod keyed;
 pub mod keys;
 pub mod leaves;
+pub mod migrate;
 pub mod pool;
 pub mod process;
 pub mod progress;

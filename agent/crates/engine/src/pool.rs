@@ -89,6 +89,13 @@ impl Pool {
         self.root.make_folder(POOL_SIDECARS)?.make_folder("volumes")
     }
 
+    /// The folder for the disks of a VM that comes to run here, made when it is not there. They are no volumes: a disk
+    /// that a guest writes to is never sealed.
+    pub fn vm_folder(&self, vm: &str) -> Result<std::path::PathBuf, EngineError> {
+        check_name(vm)?;
+        Ok(self.root.make_folder(POOL_SIDECARS)?.make_folder("vms")?.make_folder(vm)?.path().to_owned())
+    }
+
     /// The pool's hash keys.
     pub fn keys(&self) -> Result<Keys, EngineError> {
         Ok(Keys::new(self.root.make_folder(POOL_SIDECARS)?.make_folder("keys")?))

@@ -31,6 +31,8 @@ pub enum ReceiptMode {
     ResyncTrusted,
     /// Re-synced, reading both sides.
     ResyncFull,
+    /// Mirrored while a guest ran; the root is what both ends had at the instant of the cut-over.
+    Live,
 }
 
 impl From<wire::Mode> for ReceiptMode {
@@ -121,6 +123,7 @@ impl Body {
             ReceiptMode::Create => "create",
             ReceiptMode::ResyncTrusted => "resync-trusted",
             ReceiptMode::ResyncFull => "resync-full",
+            ReceiptMode::Live => "live",
         };
         let verified = match self.verified {
             Verified::Sink => "sink",

@@ -39,7 +39,7 @@ pub use delta::{PageMask, PageSums, SumSeed};
 pub use error::{Kind, Op, ReduceError};
 pub use identity::{ExtentIds, chunk_id, extent_ids};
 pub use key::HashKey;
-pub use merkle::{Root, RootBuilder};
+pub use merkle::{Root, RootBuilder, extent_node};
 pub use zero::is_zero;
 
 /// Bytes in a chunk as a length in memory.

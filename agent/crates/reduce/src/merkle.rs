@@ -145,6 +145,16 @@ impl RootBuilder {
         Ok(())
     }
 
+    /// Adds the next extent by its node, as [`extent_node`] made it: for tables that keep their nodes.
+    ///
+    /// # Errors
+    /// [`Kind::WrongLength`] when the volume has no further extent.
+    pub fn push_extent_node(&mut self, node: [u8; ID_LEN]) -> Result<(), ReduceError> {
+        self.chunks_of(self.next).ok_or_else(|| self.past_the_end(1))?;
+        self.push_node(node);
+        Ok(())
+    }
+
     /// The root.
     ///
     /// # Errors
@@ -180,7 +190,12 @@ fn wrong(what: String) -> ReduceError {
     ReduceError::new(Kind::WrongLength, Op::BuildRoot, what)
 }
 
-/// The node of one extent.
+/// The node of one extent: of its 1 to [`CHUNKS_PER_EXTENT`] chunk ids.
+#[must_use]
+pub fn extent_node(key: &HashKey, ids: &[ChunkId]) -> [u8; ID_LEN] {
+    node(key, &ids[..ids.len().min(CHUNKS_PER_EXTENT)])
+}
+
 fn node(key: &HashKey, ids: &[ChunkId]) -> [u8; ID_LEN] {
     let mut input = [0; 1 + CHUNKS_PER_EXTENT * ID_LEN];
     input[0] = NODE_DOMAIN;
@@ -212,6 +227,11 @@ mod tests {
         let second = hash(&[&[1][..], &leaves[512..]].concat());
         let root = hash(&[&[2][..], &size.to_le_bytes(), &first, &second].concat());
         assert_eq!(builder.finish().unwrap(), Root(root));
+        let mut by_nodes = RootBuilder::new(&key(), ByteLen(size)).unwrap();
+        by_nodes.push_extent_node(extent_node(&key(), &ids[..16])).unwrap();
+        by_nodes.push_extent_node(extent_node(&key(), &ids[16..])).unwrap();
+        assert!(by_nodes.push_extent_node(first).is_err());
+        assert_eq!(by_nodes.finish().unwrap(), Root(root));
     }
 
     #[test]

@@ -194,7 +194,8 @@ impl TunnelError {
     }
 
     /// This message and its causes in one line, without the advice.
-    pub(crate) fn chain(&self) -> String {
+    #[must_use]
+    pub fn chain(&self) -> String {
         let mut text = self.what.clone();
         let mut cause = self.source.as_deref().map(|e| e as &dyn Error);
         while let Some(error) = cause {

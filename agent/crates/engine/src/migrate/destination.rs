@@ -1,0 +1,499 @@
+//! The host that a VM comes to: one owner task for each migration.
+
+mod prepare;
+mod run;
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use hypervisor::qmp::words::MigrationStatus;
+use hypervisor::qmp::{EventKind, Qmp};
+use hypervisor::specification::VmSpecification;
+use session::cutover::{Destination, DestinationAction, DestinationEvent, DestinationState, Verdict};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tunnel::ChannelTunnel;
+use volume::SessionId;
+
+use super::leaves::LiveLeaves;
+use super::message::{self, DiskRoot, FromDestination, FromSource};
+use super::preflight::Finding;
+use super::ram::RamReceiver;
+use super::record::{Record, Records, Role};
+use super::source::chain;
+use super::status::{Command, Status};
+use crate::cpu::Cpu;
+use crate::error::EngineError;
+use crate::pool::Pool;
+use crate::receipt::ReceiptSigner;
+
+/// Signals that wait for the owner.
+const SIGNALS: usize = 256;
+/// QMP's patience.
+const QMP_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(20);
+
+/// What this host has for VMs that come.
+#[derive(Clone, Debug, Default)]
+pub struct Policy {
+    /// Hosts that may move VMs here.
+    pub allow: Vec<String>,
+    /// Pool for the disks when the source asks for none.
+    pub pool: Option<String>,
+    /// This host's bridges by the source's.
+    pub bridges: std::collections::BTreeMap<String, String>,
+    /// The bridge for networks that `bridges` does not name.
+    pub default_bridge: Option<String>,
+    /// Kernels and initial file systems of VMs that boot directly.
+    pub boot: Option<PathBuf>,
+    /// BIOS and UEFI files.
+    pub firmware: Option<PathBuf>,
+    /// Most pages that a source may have kept here for the reduction of RAM.
+    pub max_slots: u32,
+}
+
+/// What every migration to this host needs.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Records and generations.
+    pub records: Records,
+    /// CPU threads.
+    pub cpu: Cpu,
+    /// Pools that disks may be put into.
+    pub pools: Arc<Vec<Pool>>,
+    /// `novaferry-vmd`'s socket.
+    pub vmd: PathBuf,
+    /// What may come, and where to.
+    pub policy: Arc<Policy>,
+    /// Signs the receipt of the cut-over.
+    pub signer: Arc<ReceiptSigner>,
+    /// The process is to end.
+    pub stop: CancellationToken,
+}
+
+/// What happened outside.
+#[derive(Debug)]
+pub(super) enum Signal {
+    Message(FromSource),
+    TunnelLost(String),
+    Channel(wire::ChannelHello, Box<tunnel::Channel>),
+    Qemu(EventKind),
+    QemuGone(String),
+    Carrier(&'static str, Result<(), String>),
+}
+
+/// One disk that comes.
+#[derive(Debug)]
+pub(super) struct DiskRun {
+    pub(super) id: String,
+    pub(super) leaves: Arc<LiveLeaves>,
+}
+
+/// Where QEMU listens here.
+#[derive(Clone, Debug)]
+pub(super) struct Sockets {
+    pub(super) qmp: PathBuf,
+    pub(super) nbd: PathBuf,
+    pub(super) incoming: PathBuf,
+}
+
+impl Sockets {
+    /// In the folder that vmd made for them.
+    pub(super) fn in_folder(folder: &std::path::Path) -> Self {
+        Self {
+            qmp: folder.join("qmp.sock"),
+            nbd: folder.join("nbd.sock"),
+            incoming: folder.join("incoming.sock"),
+        }
+    }
+}
+
+pub(super) struct Owner {
+    pub(super) context: Context,
+    pub(super) migration: SessionId,
+    pub(super) machine: Destination,
+    pub(super) record: Record,
+    status: watch::Sender<Status>,
+    pub(super) signals: mpsc::Sender<Signal>,
+    pub(super) carriers: JoinSet<()>,
+    /// Those who listen: to QEMU and to the source.
+    watchers: JoinSet<()>,
+    pub(super) tunnel: Option<ChannelTunnel>,
+    pub(super) qmp: Option<Qmp>,
+    pub(super) specification: Option<VmSpecification>,
+    pub(super) findings: Vec<Finding>,
+    pub(super) sockets: Option<Sockets>,
+    pub(super) disks: Vec<DiskRun>,
+    pub(super) pool: String,
+    pub(super) key_id: String,
+    pub(super) roots: Vec<DiskRoot>,
+    pub(super) ram: Option<Arc<RamReceiver>>,
+    /// Nothing was made here: refused, or a dry run.
+    pub(super) over: bool,
+    prepared: bool,
+}
+
+/// Takes part in a migration until it is decided, or the process ends. The tunnels come in `contacts`: the first, and
+/// those after a lost one.
+pub async fn run(
+    context: Context,
+    migration: SessionId,
+    record: Option<Record>,
+    mut contacts: mpsc::Receiver<ChannelTunnel>,
+    mut commands: mpsc::Receiver<Command>,
+    status: watch::Sender<Status>,
+) -> Option<Record> {
+    let (signals, mut inbox) = mpsc::channel(SIGNALS);
+    let resumed = record.is_some();
+    let record = record.unwrap_or_else(|| new_record(migration, ""));
+    let machine = match &record.role {
+        Role::Destination { state, .. } => Destination::from_record(state.clone()),
+        Role::Source { .. } => Destination::default(),
+    };
+    let mut owner = Owner {
+        context,
+        migration,
+        machine,
+        record,
+        status,
+        signals,
+        carriers: JoinSet::new(),
+        watchers: JoinSet::new(),
+        tunnel: None,
+        qmp: None,
+        specification: None,
+        findings: Vec::new(),
+        sockets: None,
+        disks: Vec::new(),
+        pool: String::new(),
+        key_id: String::new(),
+        roots: Vec::new(),
+        ram: None,
+        over: false,
+        prepared: resumed,
+    };
+    let mut todo = VecDeque::new();
+    let stop = owner.context.stop.clone();
+    if resumed && !owner.machine.state().is_final() {
+        // Nothing is decided about a guest before vmd has said how it is.
+        let alive = tokio::select! {
+            () = stop.cancelled() => return Some(owner.record),
+            alive = owner.look_for_guest() => alive,
+        };
+        owner.apply(DestinationEvent::Restarted { alive }, &mut todo);
+    }
+    loop {
+        while let Some(action) = todo.pop_front() {
+            owner.perform(action, &mut todo).await;
+        }
+        if owner.over || owner.machine.state().is_final() && owner.tunnel.is_none() && contacts.is_empty() {
+            break;
+        }
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some(tunnel) = contacts.recv() => owner.take_tunnel(tunnel),
+            Some(signal) = inbox.recv() => owner.signal(signal, &mut todo).await,
+            Some(command) = commands.recv() => owner.command(command, &mut todo),
+        }
+    }
+    owner.close().await
+}
+
+/// The record of a migration that begins.
+#[must_use]
+pub fn new_record(migration: SessionId, peer: &str) -> Record {
+    let state = DestinationState::Waiting { complete: false };
+    Record::new(migration, "", peer, Role::Destination { state, disks: Vec::new() })
+}
+
+impl Owner {
+    pub(super) fn save(&mut self) -> Result<(), EngineError> {
+        let machine = self.machine.state().clone();
+        if let Role::Destination { state, .. } = &mut self.record.role {
+            *state = machine;
+        }
+        self.context.records.save(&mut self.record)
+    }
+
+    pub(super) fn apply(&mut self, event: DestinationEvent, todo: &mut VecDeque<DestinationAction>) {
+        let before = self.machine.clone();
+        let Some(actions) = self.machine.handle(event.clone()) else { return };
+        let changed = before.state() != self.machine.state();
+        if changed {
+            tracing::info!(
+                migration = %self.migration, vm = %self.record.vm, from = before.state().name(),
+                to = self.machine.state().name(), ?event, "migration"
+            );
+        }
+        if changed
+            && self.prepared
+            && self.machine.state().is_durable()
+            && let Err(error) = self.save()
+        {
+            tracing::error!(error = %error.chain(), "a migration's state cannot be recorded");
+            let giving_up = matches!(self.machine.state(), DestinationState::Burning(_));
+            self.machine = before;
+            // What was not recorded must not be acted on. Giving up that cannot be recorded is tried again at the next
+            // start; until then the source is in doubt, which is the truth.
+            if !giving_up {
+                self.apply(DestinationEvent::Failed(error.chain()), todo);
+            }
+            return;
+        }
+        todo.extend(actions);
+        self.publish();
+    }
+
+    pub(super) fn publish(&self) {
+        self.status.send_modify(|status| {
+            status.record = self.record.clone();
+            if let Role::Destination { state, .. } = &mut status.record.role {
+                *state = self.machine.state().clone();
+            }
+            status.findings.clone_from(&self.findings);
+        });
+    }
+
+    async fn perform(&mut self, action: DestinationAction, todo: &mut VecDeque<DestinationAction>) {
+        match action {
+            DestinationAction::Run => {
+                let event = self.start_guest().await;
+                self.apply(event, todo);
+            }
+            DestinationAction::Discard => {
+                if self.discard().await {
+                    self.apply(DestinationEvent::Discarded, todo);
+                }
+            }
+            DestinationAction::SayRuns => self.tell(&FromDestination::Runs {}).await,
+            DestinationAction::SayNotRun => {
+                let reason = match self.machine.state() {
+                    DestinationState::Burned(why) => why.clone(),
+                    _ => String::new(),
+                };
+                self.tell(&FromDestination::NotRun { reason }).await;
+            }
+            DestinationAction::Say(verdict) => self.tell(&FromDestination::Verdict { verdict }).await,
+        }
+    }
+
+    pub(super) async fn tell(&self, message: &FromDestination) {
+        let Some(tunnel) = &self.tunnel else { return };
+        let sent = match message::encode(message) {
+            Ok(bytes) => tunnel.send_message(bytes).await.map_err(|error| error.chain()),
+            Err(why) => Err(why),
+        };
+        if let Err(why) = sent {
+            tracing::debug!(%why, "the source cannot be told; it will ask");
+        }
+    }
+
+    async fn signal(&mut self, signal: Signal, todo: &mut VecDeque<DestinationAction>) {
+        match signal {
+            Signal::Message(message) => self.message(message, todo).await,
+            Signal::TunnelLost(why) => {
+                tracing::info!(migration = %self.migration, %why, "the connection to the source is gone");
+                self.tunnel = None;
+                if self.prepared {
+                    self.apply(DestinationEvent::ContactLost, todo);
+                } else {
+                    self.over = true;
+                }
+            }
+            Signal::Channel(hello, channel) => self.channel(hello, *channel),
+            Signal::Qemu(EventKind::Migration(MigrationStatus::Completed)) => {
+                self.apply(DestinationEvent::Complete, todo);
+            }
+            Signal::Qemu(EventKind::Migration(MigrationStatus::Failed)) => {
+                self.apply(DestinationEvent::Failed("QEMU could not take the guest in".to_owned()), todo);
+            }
+            Signal::Qemu(_) => {}
+            Signal::QemuGone(why) => {
+                tracing::warn!(migration = %self.migration, %why, "QEMU at the destination is gone");
+                self.qmp = None;
+                self.apply(DestinationEvent::QemuDied, todo);
+            }
+            Signal::Carrier(what, Ok(())) => tracing::debug!(what, "a byte path ended"),
+            Signal::Carrier(what, Err(why)) => {
+                tracing::debug!(what, %why, "a byte path broke");
+                self.apply(DestinationEvent::Failed(format!("{what}: {why}")), todo);
+            }
+        }
+    }
+
+    async fn message(&mut self, message: FromSource, todo: &mut VecDeque<DestinationAction>) {
+        match message {
+            FromSource::Prepare(prepare) if !self.prepared => match self.prepare(*prepare).await {
+                Ok(true) => self.prepared = true,
+                Ok(false) => self.over = true,
+                Err(reason) => {
+                    tracing::warn!(migration = %self.migration, %reason, "a migration is refused");
+                    self.tell(&FromDestination::Refused { reason, findings: self.findings.clone() }).await;
+                    self.abandon().await;
+                    self.over = true;
+                }
+            },
+            FromSource::Prepare(_) => {
+                self.apply(DestinationEvent::Failed("the source asked twice".to_owned()), todo);
+            }
+            FromSource::Compare { roots, readback } => {
+                let answer = self.compare(&roots, readback).await;
+                match answer {
+                    Ok(compared) => self.tell(&compared).await,
+                    Err(why) => self.apply(DestinationEvent::Failed(why), todo),
+                }
+            }
+            FromSource::Permit { generation, roots } => {
+                if generation == self.record.generation {
+                    self.roots = roots;
+                    self.apply(DestinationEvent::Permit, todo);
+                } else {
+                    let why = format!("a permit of generation {generation} came");
+                    self.apply(DestinationEvent::Failed(why), todo);
+                }
+            }
+            FromSource::Ask {} if !self.prepared => {
+                self.tell(&FromDestination::Verdict { verdict: Verdict::Unknown }).await;
+            }
+            FromSource::Ask {} => self.apply(DestinationEvent::Ask, todo),
+            FromSource::Prove {} => {
+                let proof = self.prove().await;
+                self.tell(&proof).await;
+            }
+            FromSource::Abort { reason } => {
+                let reason = format!("the source gave up: {reason}");
+                self.apply(DestinationEvent::Abort(reason), todo);
+                if !self.prepared {
+                    self.over = true;
+                }
+            }
+            FromSource::Finalise {} => {
+                self.apply(DestinationEvent::Finalise, todo);
+                if *self.machine.state() == DestinationState::Finalised {
+                    let receipts = self.receipts();
+                    self.tell(&FromDestination::Finalised { receipts }).await;
+                }
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command, todo: &mut VecDeque<DestinationAction>) {
+        match command {
+            Command::Cancel => {
+                let waiting = matches!(self.machine.state(), DestinationState::Waiting { .. });
+                if waiting && self.prepared {
+                    let why = "cancelled at the destination".to_owned();
+                    self.apply(DestinationEvent::Failed(why), todo);
+                }
+            }
+            Command::Finalise => self.apply(DestinationEvent::Finalise, todo),
+            Command::Resolve(choice) => self.apply(DestinationEvent::Resolve(choice), todo),
+        }
+    }
+
+    fn take_tunnel(&mut self, tunnel: ChannelTunnel) {
+        if self.record.peer.is_empty() {
+            self.record.peer = tunnel.peer().to_string();
+        }
+        if self.record.peer != tunnel.peer().as_str() {
+            tracing::warn!(peer = %tunnel.peer(), "a migration of another host is asked about");
+            tunnel.close(
+                tunnel::CloseCode::Failed(wire::FailCode::NotAuthorised),
+                "this migration belongs to another host",
+            );
+            return;
+        }
+        self.tunnel = Some(tunnel.clone());
+        let signals = self.signals.clone();
+        self.watchers.spawn(async move {
+            let why = loop {
+                tokio::select! {
+                    message = tunnel.recv_message() => match message.map_err(|error| error.chain()) {
+                        Ok(bytes) => match message::decode(&bytes) {
+                            Ok(message) => {
+                                if signals.send(Signal::Message(message)).await.is_err() {
+                                    return;
+                                }
+                            }
+                            Err(why) => {
+                                let code = tunnel::CloseCode::Failed(wire::FailCode::Protocol);
+                                tunnel.close(code, &why);
+                                break why;
+                            }
+                        },
+                        Err(why) => break why,
+                    },
+                    channel = tunnel.accept_channel() => match channel {
+                        Ok((hello, channel)) => {
+                            if signals.send(Signal::Channel(hello, Box::new(channel))).await.is_err() {
+                                return;
+                            }
+                        }
+                        Err(error) => break error.chain(),
+                    },
+                }
+            };
+            // Fails when the owner is gone.
+            drop(signals.send(Signal::TunnelLost(why)).await);
+        });
+    }
+
+    /// Runs a byte path; its end is a signal.
+    pub(super) fn carry(
+        &mut self,
+        what: &'static str,
+        work: impl Future<Output = Result<(), String>> + Send + 'static,
+    ) {
+        let signals = self.signals.clone();
+        self.carriers.spawn(async move {
+            let result = work.await;
+            drop(signals.send(Signal::Carrier(what, result)).await);
+        });
+    }
+
+    /// Connects to QEMU and hears its events.
+    pub(super) async fn monitor(&mut self) -> Result<Qmp, String> {
+        if let Some(qmp) = &self.qmp
+            && qmp.ended().is_none()
+        {
+            return Ok(qmp.clone());
+        }
+        let sockets = self.sockets.as_ref().ok_or("the VM is not there")?;
+        let qmp = Qmp::connect(&sockets.qmp, QMP_TIMEOUT).await.map_err(|error| chain(&error))?;
+        let (mut events, signals) = (qmp.subscribe(), self.signals.clone());
+        self.watchers.spawn(async move {
+            loop {
+                match events.next().await {
+                    Ok(event) => {
+                        if signals.send(Signal::Qemu(event.kind)).await.is_err() {
+                            return;
+                        }
+                    }
+                    Err(error) => {
+                        drop(signals.send(Signal::QemuGone(chain(&error))).await);
+                        return;
+                    }
+                }
+            }
+        });
+        self.qmp = Some(qmp.clone());
+        Ok(qmp)
+    }
+
+    async fn close(mut self) -> Option<Record> {
+        self.carriers.shutdown().await;
+        self.watchers.shutdown().await;
+        if let Some(tunnel) = &self.tunnel {
+            tunnel.close(tunnel::CloseCode::Done, "the migration is over at the destination");
+        }
+        if !self.prepared {
+            return None;
+        }
+        if let Err(error) = self.save() {
+            tracing::error!(error = %error.chain(), "a migration's end cannot be recorded");
+        }
+        self.publish();
+        Some(self.record)
+    }
+}

@@ -1,0 +1,358 @@
+//! Making room: findings, generation, disks, a QEMU that waits.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use hypervisor::nbd::Address;
+use hypervisor::nbd::client::{Client, Options};
+use hypervisor::qmp::{MigrationAddress, MigrationParameters, NbdExport, Qmp, SocketAddress};
+use hypervisor::specification::{
+    Accelerator, BootFile, DiskFormat, DiskTarget, Firmware, HostMapping, NamedHostFile, VmSpecification,
+    inventory, resolve,
+};
+use hypervisor::vmd::{VmState, VmdClient};
+use tunnel::Channel;
+use volume::{ByteLen, Generation};
+use wire::{ChannelHello, ChannelKind};
+
+use super::{DiskRun, Owner, Sockets};
+use crate::migrate::disk;
+use crate::migrate::host_cpu::host_cpu;
+use crate::migrate::leaves::LiveLeaves;
+use crate::migrate::message::{FromDestination, Prepare, VERSION};
+use crate::migrate::preflight::{Finding, clock_skew, objection, qemu_versions};
+use crate::migrate::ram::RamReceiver;
+use crate::migrate::record::Role;
+use crate::migrate::source::{capabilities, chain};
+use crate::pool::Pool;
+
+/// Most disks of a VM.
+const MAX_DISKS: usize = 64;
+/// Most multifd channels.
+const MAX_MULTIFD: u8 = 16;
+
+impl Owner {
+    /// Makes room. True when the migration may begin, false after a dry run; an error is the refusal.
+    pub(super) async fn prepare(&mut self, prepare: Prepare) -> Result<bool, String> {
+        if prepare.version != VERSION {
+            return Err(format!(
+                "the source speaks version {} of migrations and this host version {VERSION}; use the same release",
+                prepare.version
+            ));
+        }
+        let peer = self.record.peer.clone();
+        if !self.context.policy.allow.contains(&peer) {
+            return Err(format!(
+                "{peer} may not move VMs here; add it to `allow` of [migrate_in] in agent.toml there"
+            ));
+        }
+        let specification = prepare.specification.clone();
+        specification.check().map_err(|error| chain(&error))?;
+        if prepare.multifd > MAX_MULTIFD || specification.disks().count() > MAX_DISKS {
+            return Err(format!("at most {MAX_MULTIFD} multifd channels and {MAX_DISKS} disks are taken"));
+        }
+        self.record.vm.clone_from(&specification.id);
+        let vm = specification.id.clone();
+        let vmd = VmdClient::connect(&self.context.vmd).await.map_err(|error| chain(&error))?;
+        let here = vmd.list().await.map_err(|error| chain(&error))?;
+        let runs =
+            here.iter().any(|status| status.vm == vm && matches!(status.state, VmState::Running { .. }));
+        if runs {
+            let evidence = format!("a VM {vm} runs here");
+            self.findings.push(Finding::blocking("vm-exists", evidence, "move or stop it first"));
+        }
+        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let here_ms = u64::try_from(clock.as_millis()).unwrap_or(0);
+        self.findings.extend(clock_skew(prepare.clock_ms, here_ms));
+        self.findings.extend(room(&specification));
+        let known = self.context.records.generation(&vm).map_err(|error| error.chain())?;
+        let generation = Generation(known.0.max(prepare.generation).saturating_add(1));
+        let pool = self.pool(prepare.pool.as_deref())?;
+        let targets = targets(&pool, &specification, generation)?;
+        let mapping = self.mapping(&specification, targets.clone()).await?;
+        let request = match resolve(&specification, &mapping, generation.0, true) {
+            Ok((request, found)) => {
+                self.findings.extend(found.into_iter().map(Finding::from));
+                Some(request)
+            }
+            Err(found) => {
+                self.findings.extend(found.into_iter().map(Finding::from));
+                None
+            }
+        };
+        if prepare.dry_run {
+            let findings = self.findings.clone();
+            let message = FromDestination::Prepared { generation: 0, key: String::new(), findings };
+            self.tell(&message).await;
+            return Ok(false);
+        }
+        if let Some(objection) = objection(&self.findings) {
+            return Err(objection);
+        }
+        let request = request.ok_or("the VM cannot be bound to this host")?;
+        // From here on something is made: the record says so first.
+        self.record.generation = generation.0;
+        if let Role::Destination { disks, .. } = &mut self.record.role {
+            *disks = targets.values().map(|target| target.path.display().to_string()).collect();
+        }
+        self.pool = pool.name().to_owned();
+        self.specification = Some(specification.clone());
+        self.context.records.raise_generation(&vm, generation).map_err(|error| error.chain())?;
+        self.save().map_err(|error| error.chain())?;
+        for disk in specification.disks() {
+            if let Some(target) = targets.get(&disk.id) {
+                make_disk(target, disk.size).await?;
+            }
+        }
+        let status = vmd.start(request).await.map_err(|error| chain(&error))?;
+        self.sockets = Some(Sockets::in_folder(&status.sockets));
+        self.receive_with(&prepare, &specification, &targets).await?;
+        let key = pool.keys().and_then(|keys| keys.of_owner(&peer)).map_err(|error| error.chain())?;
+        self.key_id = key.id().to_string();
+        let folder = self.context.records.folder(self.migration).map_err(|error| error.chain())?;
+        for disk in specification.disks().filter(|disk| !disk.read_only) {
+            let table = reduce::HashKey::from_bytes(*key.as_bytes());
+            let leaves =
+                LiveLeaves::new(folder.path(), ByteLen(disk.size), table).map_err(|error| error.chain())?;
+            self.disks.push(DiskRun { id: disk.id.clone(), leaves: Arc::new(leaves) });
+        }
+        let slots = prepare.slots.min(self.context.policy.max_slots);
+        if slots < prepare.slots {
+            return Err(format!("at most {slots} pages are kept here for a VM's RAM; ask for fewer"));
+        }
+        self.ram = Some(RamReceiver::new(slots, self.context.cpu.clone()));
+        if let Some(tunnel) = &self.tunnel {
+            tunnel.register(generation);
+        }
+        let findings = self.findings.clone();
+        let key = hex(key.as_bytes());
+        self.tell(&FromDestination::Prepared { generation: generation.0, key, findings }).await;
+        Ok(true)
+    }
+
+    fn pool(&self, wanted: Option<&str>) -> Result<Pool, String> {
+        let name = wanted.or(self.context.policy.pool.as_deref());
+        let name =
+            name.ok_or("no pool is set for VMs that come; set `pool` of [migrate_in] in agent.toml there")?;
+        let pool = self.context.pools.iter().find(|pool| pool.name() == name);
+        let pool = pool.ok_or_else(|| format!("there is no pool {name} at the destination"))?;
+        pool.allow_push(&self.record.peer).map_err(|error| error.to_string())?;
+        Ok(pool.clone())
+    }
+
+    async fn mapping(
+        &self,
+        specification: &VmSpecification,
+        disks: BTreeMap<String, DiskTarget>,
+    ) -> Result<HostMapping, String> {
+        let policy = Arc::clone(&self.context.policy);
+        let kernel = specification.kernel.iter();
+        let boot: Vec<String> = kernel
+            .flat_map(|boot| [Some(&boot.kernel), boot.initrd.as_ref()])
+            .flatten()
+            .map(|file: &BootFile| file.name.clone())
+            .collect();
+        let firmware: Vec<String> = match &specification.firmware {
+            Firmware::Bios { file } => file.iter().cloned().collect(),
+            Firmware::Uefi { code, .. } => vec![code.clone()],
+        };
+        let look = |folder: Option<PathBuf>, names: Vec<String>| -> Result<Vec<NamedHostFile>, String> {
+            let Some(folder) = folder else { return Ok(Vec::new()) };
+            inventory(&folder, names.iter().map(String::as_str))
+                .map_err(|error| format!("look into {}: {error}", folder.display()))
+        };
+        let (boot_folder, firmware_folder) = (policy.boot.clone(), policy.firmware.clone());
+        let found = tokio::task::spawn_blocking(move || {
+            Ok::<_, String>((look(boot_folder, boot)?, look(firmware_folder, firmware)?))
+        });
+        let (boot, firmware) =
+            found.await.map_err(|error| format!("looking at boot files failed: {error}"))??;
+        let kvm = rustix::fs::access("/dev/kvm", rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK);
+        let mut accelerators = vec![Accelerator::Tcg];
+        if kvm.is_ok() {
+            accelerators.push(Accelerator::Kvm);
+        }
+        Ok(HostMapping {
+            disks,
+            bridges: policy.bridges.clone(),
+            default_bridge: policy.default_bridge.clone(),
+            boot,
+            firmware,
+            accelerators,
+            machines: None,
+            host_cpu: host_cpu(),
+        })
+    }
+
+    /// Sets the waiting QEMU up like the source's, and opens its disks and its ears.
+    async fn receive_with(
+        &mut self,
+        prepare: &Prepare,
+        specification: &VmSpecification,
+        targets: &BTreeMap<String, DiskTarget>,
+    ) -> Result<(), String> {
+        let qmp = self.monitor().await?;
+        let here = qmp.version();
+        let finding = qemu_versions(prepare.qemu, (here.major, here.minor, here.micro));
+        self.findings.extend(finding);
+        if let Some(objection) = objection(&self.findings) {
+            return Err(objection);
+        }
+        let failed = |error| chain(&error);
+        qmp.migrate_set_capabilities(&capabilities(prepare.multifd)).await.map_err(failed)?;
+        let parameters = MigrationParameters {
+            multifd_channels: (prepare.multifd > 0).then_some(prepare.multifd),
+            // The guest is announced when it runs, by whoever let it run.
+            announce_rounds: Some(0),
+            ..MigrationParameters::default()
+        };
+        qmp.migrate_set_parameters(&parameters).await.map_err(failed)?;
+        let sockets = self.sockets.clone().ok_or("the VM is not there")?;
+        if !targets.is_empty() {
+            qmp.nbd_server_start(&SocketAddress::Unix(sockets.nbd.clone()), 0).await.map_err(failed)?;
+        }
+        for disk in specification.disks().filter(|disk| !disk.read_only) {
+            let export = NbdExport {
+                id: export_name(&disk.id),
+                node_name: disk.node.clone(),
+                name: disk.id.clone(),
+                writable: true,
+                bitmaps: Vec::new(),
+            };
+            qmp.block_export_add(&export).await.map_err(failed)?;
+        }
+        let incoming = MigrationAddress::Uri(format!("unix:{}", sockets.incoming.display()));
+        qmp.migrate_incoming(&incoming, None).await.map_err(failed)
+    }
+
+    /// A channel of the source: a disk's goes to QEMU's export, RAM's to its migration socket.
+    pub(super) fn channel(&mut self, hello: ChannelHello, channel: Channel) {
+        let Some(sockets) = self.sockets.clone() else { return };
+        let Channel { read, write } = channel;
+        match hello.kind {
+            ChannelKind::Ram => {
+                let Some(ram) = self.ram.clone() else { return };
+                self.carry("the memory's channels", async move {
+                    let stream = tokio::net::UnixStream::connect(&sockets.incoming)
+                        .await
+                        .map_err(|error| format!("QEMU does not take the memory: {error}"))?;
+                    ram.carry(stream, read, write).await.map_err(|error| chain(&error))
+                });
+            }
+            ChannelKind::Disk => {
+                let nth = usize::from(hello.channel.wrapping_sub(256));
+                let Some(disk) = self.disks.get(nth) else {
+                    tracing::warn!(channel = hello.channel, "a channel of no disk");
+                    return;
+                };
+                let (id, leaves, cpu) = (disk.id.clone(), Arc::clone(&disk.leaves), self.context.cpu.clone());
+                self.carry("a disk's channel", async move {
+                    let options = Options { contexts: Vec::new(), ..Options::default() };
+                    let export = Client::connect(&Address::Unix(sockets.nbd), &id, &options)
+                        .await
+                        .map_err(|error| chain(&error))?;
+                    disk::receive(read, write, Arc::new(export), leaves, cpu)
+                        .await
+                        .map_err(|error| error.chain())
+                });
+            }
+        }
+    }
+
+    /// Undoes what a refused preparation made.
+    pub(super) async fn abandon(&mut self) {
+        if self.record.generation > 0 {
+            self.discard().await;
+        }
+    }
+
+    /// QEMU's exports.
+    pub(super) async fn close_exports(&self, qmp: &Qmp) -> Result<(), String> {
+        use hypervisor::qmp::words::ExportRemoval;
+        let exports = qmp.query_block_exports().await.map_err(|error| chain(&error))?;
+        for export in exports.iter().filter(|export| export.id.starts_with("novaferry-")) {
+            qmp.block_export_del(&export.id, ExportRemoval::Hard).await.map_err(|error| chain(&error))?;
+        }
+        if let Err(error) = qmp.nbd_server_stop().await {
+            tracing::debug!(error = %chain(&error), "QEMU's NBD server is stopped already");
+        }
+        Ok(())
+    }
+}
+
+fn export_name(disk: &str) -> String {
+    format!("novaferry-{disk}")
+}
+
+/// Memory of this host that may be given to guests, against what the VM needs.
+fn room(specification: &VmSpecification) -> Option<Finding> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let available = line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10;
+    (available < specification.memory.bytes).then(|| {
+        Finding::blocking(
+            "memory",
+            format!(
+                "the VM has {} bytes of RAM, and {available} are available here",
+                specification.memory.bytes
+            ),
+            "free memory at the destination, or choose another host",
+        )
+    })
+}
+
+/// Files for the disks: of this generation's own names, so that no older copy is ever written over.
+fn targets(
+    pool: &Pool,
+    specification: &VmSpecification,
+    generation: Generation,
+) -> Result<BTreeMap<String, DiskTarget>, String> {
+    let folder = pool.vm_folder(&specification.id).map_err(|error| error.chain())?;
+    let mut targets = BTreeMap::new();
+    let mut total = 0_u64;
+    for disk in specification.disks() {
+        total = total.saturating_add(disk.size);
+        let suffix = match disk.format {
+            DiskFormat::Raw => "raw",
+            DiskFormat::Qcow2 => "qcow2",
+        };
+        let path = folder.join(format!("{}-g{}.{suffix}", disk.id, generation.0));
+        targets.insert(disk.id.clone(), DiskTarget { path, format: disk.format });
+    }
+    let free =
+        rustix::fs::statvfs(&folder).map_err(|error| format!("look at {}: {error}", folder.display()))?;
+    let free = free.f_bavail.saturating_mul(free.f_frsize);
+    if free < total {
+        return Err(format!(
+            "the disks need up to {total} bytes and pool {} has {free} free; make room there or choose another pool",
+            pool.name()
+        ));
+    }
+    Ok(targets)
+}
+
+async fn make_disk(target: &DiskTarget, size: u64) -> Result<(), String> {
+    let path: &Path = &target.path;
+    match target.format {
+        DiskFormat::Raw => {
+            let file = std::fs::File::create_new(path)
+                .map_err(|error| format!("create {}: {error}", path.display()))?;
+            file.set_len(size).map_err(|error| format!("size {}: {error}", path.display()))
+        }
+        DiskFormat::Qcow2 => {
+            hypervisor::qemu_img::create_qcow2(path, size).await.map_err(|error| chain(&error))
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        // Writing to a string cannot fail.
+        let _infallible = write!(text, "{byte:02x}");
+    }
+    text
+}

@@ -1,0 +1,195 @@
+//! Comparing, running, proving, and throwing away.
+
+use std::time::{Duration, Instant};
+
+use hypervisor::qmp::Announce;
+use hypervisor::qmp::words::{MigrationStatus, RunState};
+use hypervisor::vmd::{RefusalKind, VmState, VmStatus, VmdClient};
+use session::cutover::{DestinationEvent, DestinationState};
+
+use super::{Owner, Sockets};
+use crate::migrate::message::{DiskRoot, FromDestination};
+use crate::migrate::record::{Role, now};
+use crate::migrate::source::chain;
+use crate::receipt::{Body, Receipt, ReceiptMode, Verified};
+
+/// Pause between questions to a vmd that does not answer.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+
+impl Owner {
+    /// Compares the source's roots with what was written here.
+    pub(super) async fn compare(
+        &self,
+        roots: &[DiskRoot],
+        readback: bool,
+    ) -> Result<FromDestination, String> {
+        let began = Instant::now();
+        if readback {
+            return Err("reading the disks back is not offered in this version".to_owned());
+        }
+        let mut differing = Vec::new();
+        for disk in &self.disks {
+            let leaves = disk.leaves.clone();
+            let root = self.context.cpu.run(move |_| leaves.root()).await.map_err(|error| error.chain())?;
+            let theirs = roots.iter().find(|theirs| theirs.disk == disk.id);
+            if theirs.is_none_or(|theirs| theirs.root != root.to_string()) {
+                differing.push(disk.id.clone());
+            }
+        }
+        let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        Ok(FromDestination::Compared { differing, micros })
+    }
+
+    /// Lets the guest run: closes the exports, records that it starts, tells QEMU.
+    pub(super) async fn start_guest(&mut self) -> DestinationEvent {
+        match self.make_ready().await {
+            Ok(()) => {}
+            Err(why) => return DestinationEvent::StartRefused(why),
+        }
+        if !self.machine.starting() {
+            return DestinationEvent::StartRefused("the guest may not run in this state".to_owned());
+        }
+        if let Err(error) = self.save() {
+            // The record still says that the guest did not run, and it did not.
+            return DestinationEvent::StartRefused(error.chain());
+        }
+        let Some(qmp) = self.qmp.clone() else { return DestinationEvent::QemuDied };
+        match qmp.cont().await {
+            Ok(()) => {
+                if let Err(error) = qmp.announce_self(&Announce::default()).await {
+                    tracing::warn!(error = %chain(&error), "the guest's new place is not announced to the network");
+                }
+                DestinationEvent::Started
+            }
+            // QEMU said no: no instruction ran.
+            Err(error) if !error.may_have_happened() => DestinationEvent::StartRefused(chain(&error)),
+            Err(error) => {
+                tracing::error!(error = %chain(&error), "whether the guest runs is not known");
+                DestinationEvent::QemuDied
+            }
+        }
+    }
+
+    async fn make_ready(&mut self) -> Result<(), String> {
+        let qmp = self.monitor().await?;
+        self.close_exports(&qmp).await?;
+        let info = qmp.query_migrate().await.map_err(|error| chain(&error))?;
+        if info.status != Some(MigrationStatus::Completed) {
+            return Err("QEMU does not have all of the guest".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Whether the guest is well, as far as the hypervisor knows.
+    pub(super) async fn prove(&mut self) -> FromDestination {
+        let outcome = async {
+            let qmp = self.monitor().await?;
+            let status = qmp.query_status().await.map_err(|error| chain(&error))?;
+            let complaint = if status.running && status.status == RunState::Running {
+                String::new()
+            } else {
+                "the guest does not run".to_owned()
+            };
+            Ok::<_, String>((status.status.as_str().to_owned(), complaint))
+        };
+        let (status, complaint) = outcome.await.unwrap_or_else(|why| ("unknown".to_owned(), why));
+        FromDestination::Proof { status, complaint }
+    }
+
+    /// Ends the guest's process and removes its disks. False when that failed: it is tried again at the next start.
+    pub(super) async fn discard(&mut self) -> bool {
+        self.qmp = None;
+        match self.try_discard().await {
+            Ok(()) => true,
+            Err(why) => {
+                tracing::error!(migration = %self.migration, %why, "what was received cannot be thrown away");
+                false
+            }
+        }
+    }
+
+    async fn try_discard(&mut self) -> Result<(), String> {
+        let vmd = VmdClient::connect(&self.context.vmd).await.map_err(|error| chain(&error))?;
+        let known = vmd.list().await.map_err(|error| chain(&error))?;
+        let generation = self.record.generation;
+        if known.iter().any(|status| status.vm == self.record.vm && status.generation == generation) {
+            vmd.stop(&self.record.vm, true).await.map_err(|error| chain(&error))?;
+            vmd.forget(&self.record.vm).await.map_err(|error| chain(&error))?;
+        }
+        let Role::Destination { disks, .. } = &self.record.role else { return Ok(()) };
+        for disk in disks {
+            match std::fs::remove_file(disk) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(format!("remove {disk}: {error}"));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// After a restart: whether the guest's process is there. Asks until vmd answers.
+    pub(super) async fn look_for_guest(&mut self) -> bool {
+        loop {
+            match self.guest_status().await {
+                Ok(Some(status)) => {
+                    self.sockets = Some(Sockets::in_folder(&status.sockets));
+                    return matches!(status.state, VmState::Running { .. });
+                }
+                Ok(None) => return false,
+                Err(why) => {
+                    tracing::warn!(migration = %self.migration, %why, "vmd does not say how the guest is")
+                }
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    }
+
+    async fn guest_status(&self) -> Result<Option<VmStatus>, String> {
+        let vmd = VmdClient::connect(&self.context.vmd).await.map_err(|error| chain(&error))?;
+        match vmd.status(&self.record.vm).await {
+            Ok(status) => Ok((status.generation == self.record.generation).then_some(status)),
+            Err(error) if error.refusal().is_some_and(|refusal| refusal.kind == RefusalKind::Unknown) => {
+                Ok(None)
+            }
+            Err(error) => Err(chain(&error)),
+        }
+    }
+
+    /// The receipts of the cut-over: what both ends found the disks to be at that instant.
+    pub(super) fn receipts(&self) -> Vec<String> {
+        if !matches!(self.machine.state(), DestinationState::Finalised) {
+            return Vec::new();
+        }
+        let sizes = |id: &str| {
+            let specification = self.specification.as_ref()?;
+            specification.disks().find(|disk| disk.id == id).map(|disk| disk.size)
+        };
+        let receipts = self.roots.iter().map(|root| {
+            let body = Body {
+                version: 1,
+                volume: format!("{}/vms/{}/{}", self.pool, self.record.vm, root.disk),
+                size: sizes(&root.disk).unwrap_or(0),
+                root: root.root.clone(),
+                key_id: self.key_id.clone(),
+                generation: self.record.generation,
+                session: self.migration.to_string(),
+                mode: ReceiptMode::Live,
+                verified: Verified::Sink,
+                owner: self.record.peer.clone(),
+                receiver: self.context.signer.name().to_owned(),
+                time: now(),
+            };
+            Receipt::issue(body, Some(&self.context.signer))
+        });
+        receipts
+            .filter_map(|receipt| match serde_json::to_string(&receipt) {
+                Ok(text) => Some(text),
+                Err(error) => {
+                    tracing::error!(%error, "a receipt cannot be written");
+                    None
+                }
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,705 @@
+//! The host that a VM leaves: one owner task for each migration.
+//!
+//! ```text
+//! signals: messages of the destination, QEMU's events, carriers that ended, commands, time
+//!    │
+//!    ▼
+//! machine (session::cutover) ─► record, durable where the state says so ─► actions: prepare, mirror, memory, undo
+//! ```
+
+mod facts;
+mod memory;
+mod mirror;
+mod prepare;
+mod undo;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hypervisor::inventory::{Activity, Process};
+use hypervisor::qmp::words::{JobStatus, MigrationStatus};
+use hypervisor::qmp::{EventKind, Qmp};
+use hypervisor::specification::Derived;
+use session::cutover::{Choice, Source, SourceAction, SourceEvent, SourceState};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tunnel::{ChannelTunnel, Credentials, DialOptions};
+use volume::SessionId;
+
+use super::disk::MirrorTarget;
+use super::message::{self, DiskRoot, FromDestination, FromSource};
+use super::preflight::Finding;
+use super::ram::RamSender;
+use super::record::{Record, Records, Role};
+use super::status::{Command, Live, Status};
+use crate::cpu::Cpu;
+use crate::error::EngineError;
+
+pub(super) use memory::capabilities;
+
+/// Signals that wait for the owner.
+const SIGNALS: usize = 256;
+/// How often progress is looked at, and the bounds of the flight set.
+const TICK: Duration = Duration::from_millis(200);
+/// First and longest pause between attempts to reach the destination again.
+const REDIAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// QMP's patience: QEMU answers in milliseconds, but its main loop may be busy with a disk.
+const QMP_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What every migration away from this host needs.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Records and generations.
+    pub records: Records,
+    /// This host's identity.
+    pub credentials: Credentials,
+    /// CPU threads.
+    pub cpu: Cpu,
+    /// For sockets that QEMU connects to, when the VM has no folder of its own.
+    pub runtime: PathBuf,
+    /// `novaferry-vmd`'s socket: it keeps the fences.
+    pub vmd: PathBuf,
+    /// The process is to end: what is undecided is left to the next start.
+    pub stop: CancellationToken,
+}
+
+/// What to do when the memory is dirtied faster than it travels.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OnNoConverge {
+    /// Give up; the guest goes on here.
+    #[default]
+    Cancel,
+    /// Slow the guest's processors down until it converges.
+    Throttle,
+}
+
+/// How one VM is to be moved.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Longest pause of the guest.
+    pub max_downtime: Duration,
+    /// Longest time for the memory to converge.
+    pub timeout: Duration,
+    /// What then.
+    pub on_no_converge: OnNoConverge,
+    /// multifd channels; 0 for a single stream.
+    pub multifd: u8,
+    /// Pages that are kept for the reduction of RAM, at each end.
+    pub slots: u32,
+    /// Compression of RAM.
+    pub level: reduce::Choice,
+    /// Wait for `finalise` after the proof.
+    pub hold: bool,
+    /// Read the disks in the pause instead of believing the leaf tables.
+    pub readback: bool,
+    /// Pool at the destination; its default when none.
+    pub pool: Option<String>,
+    /// Say what would be done, and do nothing.
+    pub dry_run: bool,
+}
+
+/// A VM to be moved.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Chosen at random.
+    pub migration: SessionId,
+    /// The VM's id.
+    pub vm: String,
+    /// Its QMP socket.
+    pub qmp: PathBuf,
+    /// Its QEMU's process.
+    pub process: Option<Process>,
+    /// Its folder, if it has one.
+    pub folder: Option<PathBuf>,
+    /// The destination.
+    pub dial: DialOptions,
+    /// How.
+    pub options: Options,
+}
+
+/// What happened outside.
+#[derive(Debug)]
+pub(super) enum Signal {
+    Message(FromDestination),
+    TunnelLost(String),
+    Dialled(Box<ChannelTunnel>),
+    Qemu(EventKind),
+    QemuGone(String),
+    /// A byte path ended.
+    Carrier(&'static str, Result<(), String>),
+}
+
+/// One disk on its way.
+#[derive(Debug)]
+pub(super) struct DiskRun {
+    pub(super) id: String,
+    pub(super) node: String,
+    pub(super) size: u64,
+    pub(super) target: Arc<MirrorTarget>,
+}
+
+/// What a step of the owner says: an event for the machine, if the outcome is known at once.
+type StepResult = Result<Option<SourceEvent>, String>;
+
+/// One migration.
+pub(super) struct Owner {
+    pub(super) context: Context,
+    pub(super) job: Job,
+    machine: Source,
+    record: Record,
+    status: watch::Sender<Status>,
+    pub(super) signals: mpsc::Sender<Signal>,
+    /// Byte paths: they end when the migration is undone.
+    pub(super) carriers: JoinSet<()>,
+    /// Those who listen: to QEMU, to the destination, for its return.
+    watchers: JoinSet<()>,
+    pub(super) tunnel: Option<ChannelTunnel>,
+    redialling: bool,
+    pub(super) qmp: Option<Qmp>,
+    pub(super) derived: Option<Derived>,
+    pub(super) findings: Vec<Finding>,
+    pub(super) disks: Vec<DiskRun>,
+    ready: BTreeSet<String>,
+    pub(super) ram: Option<Arc<RamSender>>,
+    pub(super) key: Option<[u8; 32]>,
+    pub(super) roots: Vec<DiskRoot>,
+    pub(super) rates: memory::Rates,
+    pub(super) began: Instant,
+    stopped: Option<Instant>,
+    finalised: bool,
+    dry_run_done: bool,
+}
+
+/// Carries a migration out to its end, or to the process' end. `record` is new, or what an earlier process left.
+pub async fn run(
+    context: Context,
+    job: Job,
+    record: Record,
+    resumed: bool,
+    mut commands: mpsc::Receiver<Command>,
+    status: watch::Sender<Status>,
+) -> Record {
+    let (signals, mut inbox) = mpsc::channel(SIGNALS);
+    let machine = match &record.role {
+        Role::Source { state, .. } => Source::from_record(state.clone()),
+        Role::Destination { .. } => Source::default(),
+    };
+    let mut owner = Owner {
+        context,
+        job,
+        machine,
+        record,
+        status,
+        signals,
+        carriers: JoinSet::new(),
+        watchers: JoinSet::new(),
+        tunnel: None,
+        redialling: false,
+        qmp: None,
+        derived: None,
+        findings: Vec::new(),
+        disks: Vec::new(),
+        ready: BTreeSet::new(),
+        ram: None,
+        key: None,
+        roots: Vec::new(),
+        rates: memory::Rates::default(),
+        began: Instant::now(),
+        stopped: None,
+        finalised: false,
+        dry_run_done: false,
+    };
+    let mut todo = VecDeque::new();
+    if resumed {
+        owner.apply(SourceEvent::Restarted, &mut todo);
+    } else {
+        todo.extend(Source::first_actions());
+        if let Err(error) = owner.save() {
+            owner.apply(SourceEvent::Failed(error.chain()), &mut todo);
+        }
+    }
+    let stop = owner.context.stop.clone();
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        while let Some(action) = todo.pop_front() {
+            owner.step(action, &mut todo, &mut commands).await;
+        }
+        if owner.is_over() {
+            break;
+        }
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some(signal) = inbox.recv() => owner.signal(signal, &mut todo),
+            Some(command) = commands.recv() => owner.command(command, &mut todo),
+            _ = ticks.tick() => owner.tick(&mut todo).await,
+        }
+    }
+    owner.close().await
+}
+
+impl Owner {
+    fn state(&self) -> &SourceState {
+        self.machine.state()
+    }
+
+    /// The permit has not left: cancelling means undoing.
+    fn can_cancel(&self) -> bool {
+        use SourceState as S;
+        matches!(self.state(), S::Preparing | S::Mirroring | S::PreCopy | S::Paused | S::Fencing)
+    }
+
+    fn is_over(&self) -> bool {
+        match self.state() {
+            SourceState::Finalised => self.finalised,
+            state => state.is_final() || self.dry_run_done,
+        }
+    }
+
+    fn save(&mut self) -> Result<(), EngineError> {
+        if self.job.options.dry_run {
+            return Ok(());
+        }
+        let machine = self.machine.state().clone();
+        if let Role::Source { state, .. } = &mut self.record.role {
+            *state = machine;
+        }
+        self.context.records.save(&mut self.record)
+    }
+
+    /// Does one action. While nothing is decided yet, a cancel interrupts it.
+    async fn step(
+        &mut self,
+        action: SourceAction,
+        todo: &mut VecDeque<SourceAction>,
+        commands: &mut mpsc::Receiver<Command>,
+    ) {
+        let can_cancel = self.can_cancel();
+        let outcome = {
+            let mut work = std::pin::pin!(self.perform(action));
+            loop {
+                tokio::select! {
+                    biased;
+                    outcome = &mut work => break Some(outcome),
+                    Some(command) = commands.recv(), if can_cancel => match command {
+                        Command::Cancel => break None,
+                        // Nothing is there to be finalised or resolved yet.
+                        Command::Finalise | Command::Resolve(_) => {}
+                    },
+                }
+            }
+        };
+        match outcome {
+            None => self.apply(SourceEvent::Cancel, todo),
+            Some(Ok(Some(event))) => self.apply(event, todo),
+            Some(Ok(None)) => {}
+            Some(Err(why)) => {
+                tracing::warn!(migration = %self.job.migration, state = self.state().name(), %why, "a step failed");
+                self.apply(SourceEvent::Failed(why), todo);
+            }
+        }
+    }
+
+    /// Asks the machine what follows, and makes the state durable before anything is done about it.
+    fn apply(&mut self, event: SourceEvent, todo: &mut VecDeque<SourceAction>) {
+        let before = self.machine.clone();
+        let Some(actions) = self.machine.handle(event.clone()) else { return };
+        let undoing = matches!(self.state(), SourceState::Undoing(_) | SourceState::Stopped(_));
+        if *self.state() == SourceState::Fencing
+            && let Role::Source { fenced, .. } = &mut self.record.role
+        {
+            *fenced = true;
+        }
+        if undoing || before.state() != self.machine.state() {
+            tracing::info!(
+                migration = %self.job.migration, vm = %self.job.vm, from = before.state().name(),
+                to = self.state().name(), ?event, "migration"
+            );
+        }
+        if self.state().is_durable()
+            && before.state() != self.machine.state()
+            && let Err(error) = self.save()
+        {
+            tracing::error!(error = %error.chain(), "a migration's state cannot be recorded");
+            if !undoing {
+                // What was not recorded must not be acted on.
+                self.machine = before;
+                self.apply(SourceEvent::Failed(error.chain()), todo);
+                return;
+            }
+        }
+        if undoing {
+            todo.clear();
+        }
+        todo.extend(actions);
+        self.publish(None);
+    }
+
+    pub(super) fn publish(&self, live: Option<Live>) {
+        self.status.send_modify(|status| {
+            status.record = self.record.clone();
+            if let Role::Source { state, .. } = &mut status.record.role {
+                *state = self.machine.state().clone();
+            }
+            status.findings.clone_from(&self.findings);
+            if let Some(live) = live {
+                status.live = live;
+            }
+        });
+    }
+
+    async fn perform(&mut self, action: SourceAction) -> StepResult {
+        match action {
+            SourceAction::Prepare => self.prepare().await,
+            SourceAction::StartMirror => self.start_mirror().await,
+            SourceAction::StartRam => self.start_ram().await,
+            SourceAction::CompareRoots => self.compare_roots().await,
+            SourceAction::MakeFence => self.make_fence().await,
+            SourceAction::Permit => self.permit().await,
+            SourceAction::Ask => {
+                self.ask().await;
+                Ok(None)
+            }
+            SourceAction::Prove => {
+                self.tell_or_redial(&FromSource::Prove {}).await;
+                Ok(None)
+            }
+            SourceAction::Abort => {
+                let reason = match self.state() {
+                    SourceState::Undoing(why) | SourceState::Stopped(why) => why.clone(),
+                    _ => "the source gave up".to_owned(),
+                };
+                if let Err(why) = self.tell(&FromSource::Abort { reason }).await {
+                    tracing::debug!(%why, "the destination cannot be told; it gives up by itself");
+                }
+                Ok(None)
+            }
+            SourceAction::Resume => Ok(Some(self.resume().await)),
+            SourceAction::GiveUp => {
+                self.give_up().await;
+                Ok(None)
+            }
+        }
+    }
+
+    fn signal(&mut self, signal: Signal, todo: &mut VecDeque<SourceAction>) {
+        match signal {
+            Signal::Message(message) => self.message(message, todo),
+            Signal::TunnelLost(why) => {
+                tracing::warn!(migration = %self.job.migration, %why, "the connection to the destination is lost");
+                self.tunnel = None;
+                self.apply(SourceEvent::ContactLost, todo);
+            }
+            Signal::Dialled(tunnel) => {
+                self.redialling = false;
+                self.take_tunnel(*tunnel);
+                self.apply(SourceEvent::ContactBack, todo);
+            }
+            Signal::Qemu(event) => self.qemu(event, todo),
+            Signal::QemuGone(why) => {
+                self.qmp = None;
+                // A monitor that hangs up says nothing about the guest.
+                let alive = self.job.process.is_some_and(|process| {
+                    process.activity().is_ok_and(|activity| activity != Activity::Dead)
+                });
+                if alive {
+                    self.apply(SourceEvent::Failed(format!("QEMU's monitor is lost: {why}")), todo);
+                } else {
+                    tracing::warn!(migration = %self.job.migration, %why, "QEMU at the source is gone");
+                    self.apply(SourceEvent::QemuDied, todo);
+                }
+            }
+            Signal::Carrier(what, Ok(())) => tracing::debug!(what, "a byte path ended"),
+            Signal::Carrier(what, Err(why)) => {
+                tracing::debug!(what, %why, "a byte path broke");
+                self.apply(SourceEvent::Failed(format!("{what}: {why}")), todo);
+            }
+        }
+    }
+
+    fn message(&mut self, message: FromDestination, todo: &mut VecDeque<SourceAction>) {
+        match message {
+            FromDestination::Prepared { generation, key, findings } => {
+                self.prepared(generation, &key, findings, todo);
+            }
+            FromDestination::Refused { reason, findings } => {
+                self.findings.extend(findings);
+                self.apply(SourceEvent::Failed(format!("the destination refused: {reason}")), todo);
+            }
+            FromDestination::Compared { differing, micros } => {
+                tracing::info!(migration = %self.job.migration, micros, "roots compared");
+                let event = if differing.is_empty() {
+                    SourceEvent::RootsEqual
+                } else {
+                    SourceEvent::Failed(format!("the disks {} differ at the two hosts", differing.join(", ")))
+                };
+                self.apply(event, todo);
+            }
+            FromDestination::Runs {} => {
+                self.note_run();
+                self.apply(SourceEvent::Runs, todo);
+            }
+            FromDestination::NotRun { reason } => {
+                tracing::warn!(migration = %self.job.migration, %reason, "the destination did not start the guest");
+                self.record.report.note = Some(reason);
+                self.apply(SourceEvent::NotRun, todo);
+            }
+            FromDestination::Verdict { verdict } => self.apply(SourceEvent::Verdict(verdict), todo),
+            FromDestination::Proof { status, complaint } if complaint.is_empty() => {
+                tracing::info!(migration = %self.job.migration, %status, "the guest proved itself");
+                self.apply(SourceEvent::Proved, todo);
+                if !self.job.options.hold {
+                    self.apply(SourceEvent::Finalise, todo);
+                }
+            }
+            FromDestination::Proof { complaint, .. } => {
+                tracing::warn!(migration = %self.job.migration, %complaint, "the guest is not well at the destination");
+                self.record.report.note = Some(complaint);
+                self.publish(None);
+            }
+            FromDestination::Finalised { receipts } => {
+                self.keep_receipts(&receipts);
+                self.finalised = true;
+            }
+        }
+    }
+
+    fn prepared(
+        &mut self,
+        generation: u64,
+        key: &str,
+        findings: Vec<Finding>,
+        todo: &mut VecDeque<SourceAction>,
+    ) {
+        self.findings.extend(findings);
+        if self.job.options.dry_run {
+            self.dry_run_done = true;
+            self.publish(None);
+            return;
+        }
+        let known = self.context.records.generation(&self.job.vm);
+        let fresh = known.is_ok_and(|known| generation > known.0);
+        let parsed: Option<volume::ChunkId> = key.parse().ok();
+        match parsed {
+            Some(bytes) if fresh => {
+                self.key = Some(bytes.0);
+                self.record.generation = generation;
+                self.apply(SourceEvent::Prepared, todo);
+            }
+            _ => {
+                let why = format!("the destination's generation {generation} or its key is not valid");
+                self.apply(SourceEvent::Failed(why), todo);
+            }
+        }
+    }
+
+    fn qemu(&mut self, event: EventKind, todo: &mut VecDeque<SourceAction>) {
+        match event {
+            EventKind::JobReady(job) if mirror::is_ours(&job.device) => {
+                self.ready.insert(job.device);
+                self.check_ready(todo);
+            }
+            EventKind::JobError { device, .. } if mirror::is_ours(&device) => {
+                self.apply(SourceEvent::Failed(format!("the mirror {device} met an I/O error")), todo);
+            }
+            EventKind::JobCompleted(job) | EventKind::JobCancelled(job)
+                if mirror::is_ours(&job.device) && matches!(self.state(), SourceState::Mirroring) =>
+            {
+                let why = job.error.unwrap_or_else(|| "it ended early".to_owned());
+                self.apply(SourceEvent::Failed(format!("the mirror {}: {why}", job.device)), todo);
+            }
+            EventKind::JobStatusChange { id, status: JobStatus::Aborting } if mirror::is_ours(&id) => {
+                self.apply(SourceEvent::Failed(format!("QEMU gave up the mirror {id}")), todo);
+            }
+            EventKind::Stop if self.stopped.is_none() && matches!(self.state(), SourceState::PreCopy) => {
+                self.stopped = Some(Instant::now());
+            }
+            EventKind::Migration(MigrationStatus::PreSwitchover) => {
+                self.stopped.get_or_insert_with(Instant::now);
+                self.apply(SourceEvent::SwitchoverReached, todo);
+            }
+            EventKind::Migration(MigrationStatus::Failed) => {
+                self.apply(SourceEvent::Failed("QEMU's migration failed".to_owned()), todo);
+            }
+            EventKind::Migration(MigrationStatus::Cancelled) => {
+                self.apply(SourceEvent::Failed("somebody cancelled QEMU's migration".to_owned()), todo);
+            }
+            EventKind::Shutdown { .. } if self.can_cancel() => {
+                self.apply(
+                    SourceEvent::Failed("the guest was shut down during the migration".to_owned()),
+                    todo,
+                );
+            }
+            _ => {}
+        }
+    }
+
+    fn check_ready(&mut self, todo: &mut VecDeque<SourceAction>) {
+        if self.ready.len() >= self.disks.len() {
+            self.apply(SourceEvent::MirrorReady, todo);
+        }
+    }
+
+    fn command(&mut self, command: Command, todo: &mut VecDeque<SourceAction>) {
+        let event = match command {
+            Command::Cancel => SourceEvent::Cancel,
+            Command::Finalise => SourceEvent::Finalise,
+            Command::Resolve(choice) => SourceEvent::Resolve(choice),
+        };
+        let chose_destination = matches!(event, SourceEvent::Resolve(Choice::Destination));
+        self.apply(event, todo);
+        if chose_destination && !self.job.options.hold {
+            self.apply(SourceEvent::Finalise, todo);
+        }
+    }
+
+    fn note_run(&mut self) {
+        let report = &mut self.record.report;
+        let millis = |since: Duration| u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        report.total_ms = Some(millis(self.began.elapsed()));
+        report.downtime_ms = self.stopped.map(|stopped| millis(stopped.elapsed()));
+        self.note_bytes();
+        self.record.report.grade();
+    }
+
+    /// Sends a message.
+    pub(super) async fn tell(&self, message: &FromSource) -> Result<(), String> {
+        let tunnel = self.tunnel.as_ref().ok_or("there is no connection to the destination")?;
+        tunnel.send_message(message::encode(message)?).await.map_err(|error| error.chain())
+    }
+
+    /// Sends a message; without a connection one is made first, and the machine is told when it is there.
+    async fn tell_or_redial(&mut self, message: &FromSource) {
+        if let Err(why) = self.tell(message).await {
+            tracing::debug!(%why, "the destination cannot be asked now");
+            self.redial();
+        }
+    }
+
+    async fn ask(&mut self) {
+        self.tell_or_redial(&FromSource::Ask {}).await;
+    }
+
+    /// Dials until the destination answers.
+    fn redial(&mut self) {
+        if self.redialling {
+            return;
+        }
+        self.redialling = true;
+        let (options, credentials) = (self.job.dial.clone(), self.context.credentials.clone());
+        let (migration, signals) = (self.job.migration, self.signals.clone());
+        self.watchers.spawn(async move {
+            let mut pause = REDIAL.0;
+            loop {
+                match tunnel::dial_channels(&options, &credentials, migration).await {
+                    Ok(tunnel) => {
+                        drop(signals.send(Signal::Dialled(Box::new(tunnel))).await);
+                        return;
+                    }
+                    Err(error) => {
+                        tracing::info!(%migration, reason = %error.chain(), "the destination does not answer")
+                    }
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(REDIAL.1);
+            }
+        });
+    }
+
+    /// Keeps a tunnel and reads its messages.
+    pub(super) fn take_tunnel(&mut self, tunnel: ChannelTunnel) {
+        self.tunnel = Some(tunnel.clone());
+        let signals = self.signals.clone();
+        self.watchers.spawn(async move {
+            let why = loop {
+                match tunnel.recv_message().await {
+                    Ok(bytes) => match message::decode(&bytes) {
+                        Ok(message) => {
+                            if signals.send(Signal::Message(message)).await.is_err() {
+                                return;
+                            }
+                        }
+                        Err(why) => break why,
+                    },
+                    Err(error) => break error.chain(),
+                }
+            };
+            drop(signals.send(Signal::TunnelLost(why)).await);
+        });
+    }
+
+    /// Connects to QEMU and hears its events.
+    pub(super) async fn monitor(&mut self) -> Result<Qmp, String> {
+        if let Some(qmp) = &self.qmp
+            && qmp.ended().is_none()
+        {
+            return Ok(qmp.clone());
+        }
+        let qmp = Qmp::connect(&self.job.qmp, QMP_TIMEOUT).await.map_err(|error| chain(&error))?;
+        let (mut events, signals) = (qmp.subscribe(), self.signals.clone());
+        self.watchers.spawn(async move {
+            loop {
+                match events.next().await {
+                    Ok(event) => {
+                        if signals.send(Signal::Qemu(event.kind)).await.is_err() {
+                            return;
+                        }
+                    }
+                    Err(error) => {
+                        drop(signals.send(Signal::QemuGone(chain(&error))).await);
+                        return;
+                    }
+                }
+            }
+        });
+        self.qmp = Some(qmp.clone());
+        Ok(qmp)
+    }
+
+    fn keep_receipts(&self, receipts: &[String]) {
+        let text = format!("[{}]\n", receipts.join(",\n"));
+        let kept = self
+            .context
+            .records
+            .folder(self.job.migration)
+            .and_then(|folder| folder.replace("receipts", text.as_bytes()));
+        if let Err(error) = kept {
+            tracing::error!(error = %error.chain(), "the receipts of a migration cannot be kept");
+        }
+    }
+
+    async fn close(mut self) -> Record {
+        self.carriers.shutdown().await;
+        self.watchers.shutdown().await;
+        if let Some(tunnel) = &self.tunnel {
+            tunnel.close(tunnel::CloseCode::Done, "the migration is over at the source");
+        }
+        if self.dry_run_done {
+            return self.record;
+        }
+        if let Err(error) = self.save() {
+            tracing::error!(error = %error.chain(), "a migration's end cannot be recorded");
+        }
+        self.publish(Some(Live::default()));
+        self.record
+    }
+}
+
+/// An error with its causes in one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let part = error.to_string();
+        if !text.contains(&part) {
+            text.push_str(": ");
+            text.push_str(&part);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,306 @@
+//! The memory: QEMU's migration streams go through our channels, and somebody watches whether it converges.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use hypervisor::qmp::words::{DirtyRateStatus, MigrationCapability, MigrationStatus};
+use hypervisor::qmp::{CapabilityState, DirtyRateRequest, MigrationAddress, MigrationParameters, Qmp};
+use hypervisor::specification::VmSpecification;
+use session::cutover::{SourceAction, SourceEvent, SourceState};
+use tokio::time::Instant;
+use volume::Generation;
+use wire::{ChannelHello, ChannelKind};
+
+use super::{Job, OnNoConverge, Owner, StepResult, chain, mirror};
+use crate::migrate::message::FromSource;
+use crate::migrate::ram::RamSender;
+use crate::migrate::report::{Prediction, Report};
+use crate::migrate::status::Live;
+
+/// QEMU's own limit; ours are the link's and the flight's.
+const UNLIMITED: u64 = 1 << 40;
+/// Least downtime that QEMU is allowed: below this it would never stop the guest.
+const MIN_DOWNTIME_LIMIT: Duration = Duration::from_millis(10);
+/// What is kept of the budget for answers: a round trip each for the roots, the permit and the word that it runs.
+const ROUND_TRIPS: u32 = 3;
+/// And for what both hosts do meanwhile.
+const OVERHEAD: Duration = Duration::from_millis(15);
+/// How long the dirty rate is measured, seconds.
+const DIRTY_RATE_SECONDS: u64 = 1;
+/// Share of the budget that bytes in flight may take to travel (design, "Live migration").
+const FLIGHT_SHARE: u64 = 4;
+/// Link rate that is assumed before anything was measured, bytes a second.
+const ASSUMED_RATE: u64 = 100 << 20;
+
+/// What was measured while the memory travels.
+#[derive(Debug, Default)]
+pub(in super::super) struct Rates {
+    last: Option<(Instant, u64)>,
+    /// Bytes that the destination's QEMU takes, a second, smoothed.
+    pub(super) taken: u64,
+    since: Option<Instant>,
+    /// The bandwidth that QEMU was told.
+    told: u64,
+}
+
+impl Rates {
+    /// Notes how many bytes the destination's QEMU has taken in all.
+    fn note(&mut self, taken: u64) {
+        let now = Instant::now();
+        if let Some((then, before)) = self.last {
+            let millis = u64::try_from(now.duration_since(then).as_millis()).unwrap_or(u64::MAX).max(1);
+            let rate = taken.saturating_sub(before).saturating_mul(1000) / millis;
+            // Idle instants say nothing about the link.
+            if rate > 0 {
+                self.taken = if self.taken == 0 { rate } else { (self.taken * 3 + rate) / 4 };
+            }
+        }
+        self.last = Some((now, taken));
+    }
+
+    /// Measures the dirty rate and says what is to be expected.
+    pub(super) async fn predict(
+        &mut self,
+        qmp: &Qmp,
+        specification: &VmSpecification,
+        job: &Job,
+        report: &mut Report,
+    ) -> Result<(), String> {
+        let dirty_rate = dirty_rate(qmp).await?;
+        let link_rate = job.dial.limit.unwrap_or(ASSUMED_RATE);
+        let ram = specification.memory.bytes;
+        let disks: u64 = specification.disks().map(|disk| disk.size).sum();
+        let converges = dirty_rate < link_rate;
+        let rounds =
+            if converges { ram.saturating_mul(link_rate) / (link_rate - dirty_rate).max(1) } else { 0 };
+        let wire = disks.saturating_add(if converges { rounds } else { ram });
+        let millis = |bytes: u64| bytes.saturating_mul(1000) / link_rate.max(1);
+        let budget = u64::try_from(job.options.max_downtime.as_millis()).unwrap_or(u64::MAX);
+        report.mode = "live".to_owned();
+        report.predicted = Some(Prediction {
+            total_ms: millis(wire),
+            downtime_ms: budget,
+            wire_bytes: wire,
+            dirty_rate,
+            link_rate,
+            converges,
+            basis: format!(
+                "dirty rate by QEMU over {DIRTY_RATE_SECONDS} s; link rate {}; nothing taken off for what reduction saves",
+                if job.dial.limit.is_some() { "as limited" } else { "assumed, not measured" }
+            ),
+        });
+        Ok(())
+    }
+}
+
+/// Bytes that the guest writes to its RAM, a second.
+async fn dirty_rate(qmp: &Qmp) -> Result<u64, String> {
+    let request = DirtyRateRequest { calc_time: DIRTY_RATE_SECONDS, sample_pages: None, mode: None };
+    qmp.calc_dirty_rate(&request).await.map_err(|error| chain(&error))?;
+    loop {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let rate = qmp.query_dirty_rate().await.map_err(|error| chain(&error))?;
+        if rate.status == DirtyRateStatus::Measured {
+            // QEMU counts in MiB a second.
+            return Ok(rate.dirty_rate.unwrap_or(0).saturating_mul(1 << 20));
+        }
+    }
+}
+
+fn capability(capability: MigrationCapability, state: bool) -> CapabilityState {
+    CapabilityState { capability, state }
+}
+
+/// What both ends must agree on.
+pub(in super::super) fn capabilities(multifd: u8) -> Vec<CapabilityState> {
+    vec![
+        capability(MigrationCapability::ReturnPath, true),
+        capability(MigrationCapability::PauseBeforeSwitchover, true),
+        capability(MigrationCapability::Events, true),
+        capability(MigrationCapability::Multifd, multifd > 0),
+    ]
+}
+
+impl Owner {
+    fn downtime_limit(&self) -> u64 {
+        let round_trip = self.tunnel.as_ref().and_then(|tunnel| tunnel.stats().rtt).unwrap_or_default();
+        let left = self
+            .job
+            .options
+            .max_downtime
+            .saturating_sub(round_trip * ROUND_TRIPS + OVERHEAD)
+            .max(MIN_DOWNTIME_LIMIT);
+        u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    pub(super) async fn start_ram(&mut self) -> StepResult {
+        let qmp = self.monitor().await?;
+        let multifd = self.job.options.multifd;
+        let mut states = capabilities(multifd);
+        let throttle = self.job.options.on_no_converge == OnNoConverge::Throttle;
+        states.push(capability(MigrationCapability::AutoConverge, throttle));
+        qmp.migrate_set_capabilities(&states).await.map_err(|error| chain(&error))?;
+        let parameters = MigrationParameters {
+            max_bandwidth: Some(UNLIMITED),
+            downtime_limit: Some(self.downtime_limit()),
+            multifd_channels: (multifd > 0).then_some(multifd),
+            ..MigrationParameters::default()
+        };
+        qmp.migrate_set_parameters(&parameters).await.map_err(|error| chain(&error))?;
+        let ram = RamSender::new(self.job.options.slots, self.job.options.level, self.context.cpu.clone());
+        self.ram = Some(Arc::clone(&ram));
+        self.rates.since = Some(Instant::now());
+        let socket = self.socket("ram");
+        let (listener, file) = mirror::listen_at(&socket)?;
+        let tunnel = self.tunnel.clone().ok_or("there is no connection to the destination")?;
+        let (migration, generation) = (self.job.migration, Generation(self.record.generation));
+        let connections = u16::from(multifd) + 1;
+        self.carry("the memory's channels", async move {
+            let _file = file;
+            let mut work = tokio::task::JoinSet::new();
+            for number in 1..=connections {
+                let (stream, _) = listener.accept().await.map_err(|error| error.to_string())?;
+                let hello = ChannelHello { migration, generation, channel: number, kind: ChannelKind::Ram };
+                let channel = tunnel.open_channel(hello).await.map_err(|error| error.chain())?;
+                let ram = Arc::clone(&ram);
+                let short = u8::try_from(number).unwrap_or(u8::MAX);
+                work.spawn(async move { ram.carry(short, stream, channel.read, channel.write).await });
+            }
+            while let Some(done) = work.join_next().await {
+                done.map_err(|panic| panic.to_string())?.map_err(|error| chain(&error))?;
+            }
+            Ok(())
+        });
+        qmp.migrate(&MigrationAddress::Uri(format!("unix:{}", socket.display())), false)
+            .await
+            .map_err(|error| chain(&error))?;
+        Ok(None)
+    }
+
+    /// Looks at what moves: progress, the bytes in flight, whether it converges.
+    pub(super) async fn tick(&mut self, todo: &mut VecDeque<SourceAction>) {
+        let qmp = match (self.state(), &self.qmp) {
+            (SourceState::Mirroring | SourceState::PreCopy, Some(qmp)) => qmp.clone(),
+            _ => return,
+        };
+        let mut live = Live::default();
+        for disk in &self.disks {
+            let counters = disk.target.counters();
+            live.disk_total += disk.size;
+            live.disk_done += counters.plain.load(Ordering::Relaxed).min(disk.size);
+        }
+        if *self.state() == SourceState::PreCopy {
+            match qmp.query_migrate().await {
+                Ok(info) => {
+                    if let Some(ram) = &info.ram {
+                        live.ram_remaining = ram.remaining;
+                        live.ram_total = ram.total;
+                        live.round = ram.dirty_sync_count;
+                        live.dirty_rate = ram.dirty_pages_rate.saturating_mul(ram.page_size);
+                        self.note_rounds(ram.dirty_sync_count);
+                    }
+                    live.expected_downtime_ms = info.expected_downtime.unwrap_or(0);
+                    let throttled = info.cpu_throttle_percentage.unwrap_or(0);
+                    self.note_throttle(throttled);
+                    if info.status == Some(MigrationStatus::Failed) {
+                        let why = info.error_desc.unwrap_or_else(|| "QEMU does not say why".to_owned());
+                        self.apply(SourceEvent::Failed(format!("QEMU's migration failed: {why}")), todo);
+                        return;
+                    }
+                }
+                Err(error) => tracing::debug!(error = %chain(&error), "QEMU does not tell its progress"),
+            }
+            self.steer(&qmp).await;
+            self.check_convergence(todo);
+        }
+        if let Some(ram) = &self.ram {
+            live.rate = self.rates.taken;
+            live.in_flight = ram.flight.bytes();
+            live.in_flight_limit = ram.flight.limit();
+        }
+        self.note_bytes();
+        self.publish(Some(live));
+    }
+
+    /// Keeps the bytes between the two QEMUs below what travels in a share of the allowed pause, and tells QEMU what
+    /// the path carries.
+    async fn steer(&mut self, qmp: &Qmp) {
+        let Some(ram) = self.ram.clone() else { return };
+        self.rates.note(ram.counters.taken.load(Ordering::Relaxed));
+        let rate = self.rates.taken;
+        if rate == 0 {
+            return;
+        }
+        let budget = u64::try_from(self.job.options.max_downtime.as_millis()).unwrap_or(u64::MAX);
+        ram.flight.set_limit(rate.saturating_mul(budget) / 1000 / FLIGHT_SHARE);
+        // QEMU 8.2 and later can be told; an older one goes by what its sockets take, which the flight's limit keeps
+        // honest.
+        let knows = (qmp.version().major, qmp.version().minor) >= (8, 2);
+        let changed = rate.abs_diff(self.rates.told) * 4 > self.rates.told;
+        if knows && changed {
+            self.rates.told = rate;
+            let parameters = MigrationParameters {
+                avail_switchover_bandwidth: Some(rate),
+                downtime_limit: Some(self.downtime_limit()),
+                ..MigrationParameters::default()
+            };
+            if let Err(error) = qmp.migrate_set_parameters(&parameters).await {
+                tracing::debug!(error = %chain(&error), "QEMU is not told what the path carries");
+            }
+        }
+    }
+
+    fn check_convergence(&mut self, todo: &mut VecDeque<SourceAction>) {
+        let Some(since) = self.rates.since else { return };
+        if since.elapsed() < self.job.options.timeout {
+            return;
+        }
+        let why = format!(
+            "the memory did not converge within {} s: the guest dirties it faster than {} MB/s carry; allow a longer \
+             --max-downtime or --timeout, or --on-no-converge throttle",
+            self.job.options.timeout.as_secs(),
+            self.rates.taken / 1_000_000
+        );
+        self.apply(SourceEvent::Failed(why), todo);
+    }
+
+    pub(super) fn note_bytes(&mut self) {
+        let mut report = std::mem::take(&mut self.record.report);
+        if let Some(ram) = &self.ram {
+            report.ram_plain = ram.counters.plain.load(Ordering::Relaxed);
+            report.ram_wire = ram.counters.wire.load(Ordering::Relaxed);
+        }
+        let sum = |value: fn(&crate::migrate::disk::sender::DiskCounters) -> u64| {
+            self.disks.iter().map(|disk| value(disk.target.counters())).sum()
+        };
+        if !self.disks.is_empty() {
+            report.disk_plain = sum(|counters| counters.plain.load(Ordering::Relaxed));
+            report.disk_wire = sum(|counters| counters.wire.load(Ordering::Relaxed));
+        }
+        self.record.report = report;
+    }
+
+    fn note_rounds(&mut self, rounds: u64) {
+        self.record.report.rounds = rounds;
+    }
+
+    fn note_throttle(&mut self, percent: u64) {
+        let report = &mut self.record.report;
+        report.throttled_percent = report.throttled_percent.max(percent);
+    }
+
+    /// The permit, and QEMU's last part behind it.
+    pub(super) async fn permit(&mut self) -> StepResult {
+        let generation = self.record.generation;
+        self.tell(&FromSource::Permit { generation, roots: self.roots.clone() }).await?;
+        let qmp = self.monitor().await?;
+        let info = qmp.query_migrate().await.map_err(|error| chain(&error))?;
+        // Told again after doubt: QEMU has sent its last part already.
+        if info.status == Some(MigrationStatus::PreSwitchover) {
+            qmp.migrate_continue(&MigrationStatus::PreSwitchover).await.map_err(|error| chain(&error))?;
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,154 @@
+//! The fence, and the two ways in which a migration ends at its source: the guest runs here again, or its copy is
+//! given up.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hypervisor::qmp::words::{MigrationStatus, RunState};
+use hypervisor::qmp::{MigrationParameters, Qmp};
+use hypervisor::vmd::VmdClient;
+use session::cutover::SourceEvent;
+use tokio::time::Instant;
+
+use super::{Owner, StepResult, chain, mirror};
+use crate::migrate::message::FromSource;
+use crate::migrate::record::Role;
+
+/// How long QEMU may take to end a migration or a job.
+const PATIENCE: Duration = Duration::from_secs(20);
+const POLL: Duration = Duration::from_millis(20);
+
+impl Owner {
+    /// Makes it durable that this host may not run the VM.
+    pub(super) async fn make_fence(&mut self) -> StepResult {
+        let vmd = VmdClient::connect(&self.context.vmd).await.map_err(|error| chain(&error))?;
+        vmd.fence(&self.job.vm, self.record.generation, self.fenced_files())
+            .await
+            .map_err(|error| format!("the fence cannot be made: {}", chain(&error)))?;
+        Ok(Some(SourceEvent::FenceDurable))
+    }
+
+    /// What anybody would need to start the old copy: NovaCron's configuration and the disks' files.
+    fn fenced_files(&self) -> Vec<PathBuf> {
+        let config = self.job.folder.iter().map(|folder| folder.join("config.json"));
+        let disks = self.derived.iter().flat_map(|derived| derived.disks.iter());
+        let disks = disks.filter(|disk| !disk.read_only).map(|disk| disk.path.clone());
+        config.chain(disks).filter(|path| path.is_file()).collect()
+    }
+
+    /// Undoes everything here and lets the guest run.
+    pub(super) async fn resume(&mut self) -> SourceEvent {
+        match self.try_resume().await {
+            Ok(()) => SourceEvent::Resumed,
+            Err(why) => {
+                tracing::error!(migration = %self.job.migration, %why, "the guest cannot be resumed at the source");
+                self.record.report.note = Some(why);
+                SourceEvent::QemuDied
+            }
+        }
+    }
+
+    async fn try_resume(&mut self) -> Result<(), String> {
+        // The fence first: a guest that runs must be startable again.
+        let (fenced, was_paused) = match &self.record.role {
+            Role::Source { fenced, was_paused, .. } => (*fenced, *was_paused),
+            Role::Destination { .. } => (false, false),
+        };
+        if fenced {
+            let vmd = VmdClient::connect(&self.context.vmd).await.map_err(|error| chain(&error))?;
+            vmd.unfence(&self.job.vm, self.record.generation).await.map_err(|error| chain(&error))?;
+        }
+        let qmp = self.monitor().await?;
+        cancel_migration(&qmp).await?;
+        remove_mirrors(&qmp).await?;
+        self.carriers.shutdown().await;
+        self.disks.clear();
+        self.ram = None;
+        let status = qmp.query_status().await.map_err(|error| chain(&error))?;
+        let ours =
+            matches!(status.status, RunState::PostMigrate | RunState::FinishMigrate | RunState::Paused);
+        // A guest that was paused before stays so; all states but `paused` are of the migration's making.
+        let was_paused = status.status == RunState::Paused && was_paused;
+        if !status.running && ours && !was_paused {
+            qmp.cont().await.map_err(|error| chain(&error))?;
+        }
+        Ok(())
+    }
+
+    /// Gives up this side's copy: ends its process, and tells the destination. The disks' files stay under the names
+    /// that the fence gave them.
+    pub(super) async fn give_up(&mut self) {
+        match self.monitor().await {
+            Ok(qmp) => {
+                if let Err(error) = qmp.quit().await {
+                    tracing::debug!(error = %chain(&error), "QEMU at the source is gone already");
+                }
+            }
+            Err(why) => tracing::debug!(%why, "QEMU at the source is gone already"),
+        }
+        match VmdClient::connect(&self.context.vmd).await {
+            Ok(vmd) => {
+                if let Err(error) = vmd.stop(&self.job.vm, true).await {
+                    tracing::debug!(error = %chain(&error), "vmd does not run this VM");
+                } else if let Err(error) = vmd.forget(&self.job.vm).await {
+                    tracing::warn!(error = %chain(&error), "vmd does not forget the VM");
+                }
+            }
+            Err(error) => tracing::warn!(error = %chain(&error), "vmd cannot be told that the VM is gone"),
+        }
+        if let Err(why) = self.tell(&FromSource::Finalise {}).await {
+            tracing::debug!(%why, "the destination is told when it answers again");
+            self.redial();
+        }
+    }
+}
+
+async fn cancel_migration(qmp: &Qmp) -> Result<(), String> {
+    let over = |status: Option<&MigrationStatus>| {
+        status.is_none_or(|status| status.is_final() || *status == MigrationStatus::None)
+    };
+    let info = qmp.query_migrate().await.map_err(|error| chain(&error))?;
+    if over(info.status.as_ref()) {
+        return Ok(());
+    }
+    qmp.migrate_cancel().await.map_err(|error| chain(&error))?;
+    let since = Instant::now();
+    while since.elapsed() < PATIENCE {
+        let info = qmp.query_migrate().await.map_err(|error| chain(&error))?;
+        if over(info.status.as_ref()) {
+            // Throttling and bandwidths are of the migration that is over.
+            let parameters =
+                MigrationParameters { downtime_limit: Some(300), ..MigrationParameters::default() };
+            return qmp.migrate_set_parameters(&parameters).await.map_err(|error| chain(&error));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Err("QEMU does not end its migration".to_owned())
+}
+
+async fn remove_mirrors(qmp: &Qmp) -> Result<(), String> {
+    let failed = |error| chain(&error);
+    let since = Instant::now();
+    loop {
+        let jobs = qmp.query_block_jobs().await.map_err(failed)?;
+        let ours: Vec<_> = jobs.into_iter().filter(|job| mirror::is_ours(&job.device)).collect();
+        if ours.is_empty() {
+            break;
+        }
+        if since.elapsed() > PATIENCE {
+            return Err("QEMU does not end the mirror of a disk".to_owned());
+        }
+        for job in ours {
+            if let Err(error) = qmp.block_job_cancel(&job.device, true).await {
+                tracing::debug!(error = %chain(&error), "a mirror is ending already");
+            }
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    for node in qmp.query_block_nodes().await.map_err(failed)? {
+        if let Some(name) = node.node_name.filter(|name| mirror::is_ours(name)) {
+            qmp.blockdev_del(&name).await.map_err(failed)?;
+        }
+    }
+    Ok(())
+}

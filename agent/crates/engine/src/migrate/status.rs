@@ -1,0 +1,65 @@
+//! What can be seen of a migration from outside, and what can be asked of it.
+
+use serde::{Deserialize, Serialize};
+use session::cutover::Choice;
+use tokio::sync::{mpsc, watch};
+
+use super::preflight::Finding;
+use super::record::Record;
+
+/// A migration as it is shown.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// What is recorded.
+    pub record: Record,
+    /// What runs at this instant; empty when it is over.
+    pub live: Live,
+    /// What was noticed before it began.
+    pub findings: Vec<Finding>,
+}
+
+/// Figures of this instant.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Live {
+    /// Disk bytes that are in step.
+    pub disk_done: u64,
+    /// Disk bytes in all.
+    pub disk_total: u64,
+    /// RAM that was not sent in this round.
+    pub ram_remaining: u64,
+    /// RAM in all.
+    pub ram_total: u64,
+    /// Passes over the RAM.
+    pub round: u64,
+    /// Bytes that QEMU sends, a second.
+    pub rate: u64,
+    /// Bytes that the guest dirties, a second.
+    pub dirty_rate: u64,
+    /// The pause that QEMU expects now, milliseconds.
+    pub expected_downtime_ms: u64,
+    /// Bytes of RAM on their way, and how many may be.
+    pub in_flight: u64,
+    /// See `in_flight`.
+    pub in_flight_limit: u64,
+}
+
+/// What can be asked of a migration that runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Command {
+    /// Undo it, if the permit has not left.
+    Cancel,
+    /// Give up the source's copy.
+    Finalise,
+    /// End doubt.
+    Resolve(Choice),
+}
+
+/// A running migration, from outside.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    /// Takes commands.
+    pub commands: mpsc::Sender<Command>,
+    /// Shows where it stands.
+    pub status: watch::Receiver<Status>,
+}
