@@ -18,7 +18,7 @@ mod wire_format;
 pub use at_rest::{journal_fields, journal_replay, leaf_table, receipt, volume_meta};
 pub use content::{decompress, page_delta};
 pub use machines::{ordering, session};
-pub use outside::{certificate, config, nbd_replies, nbd_uri};
+pub use outside::{certificate, config, nbd_replies, nbd_requests, nbd_uri};
 pub use wire_format::{control, extent_head, frame_header, prelude};
 
 /// A fuzz target: the name of its corpus folder and binary, and its body.
@@ -48,5 +48,6 @@ pub const TARGETS: &[Target] = &[
     Target { name: "config", run: config },
     Target { name: "certificate", run: certificate },
     Target { name: "nbd_replies", run: nbd_replies },
+    Target { name: "nbd_requests", run: nbd_requests },
     Target { name: "nbd_uri", run: nbd_uri },
 ];
