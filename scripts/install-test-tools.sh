@@ -21,11 +21,14 @@ cc gcc
 ip iproute2
 losetup mount
 mkfs.ext4 e2fsprogs
+nbdcopy libnbd-bin
+nbdinfo libnbd-bin
 nbdkit nbdkit
 pkg-config pkg-config
 qemu-img qemu-utils
 qemu-io qemu-utils
 qemu-nbd qemu-utils
+qemu-storage-daemon qemu-utils
 setpriv util-linux
 systemd-analyze systemd
 unshare util-linux
