@@ -25,12 +25,15 @@ ip iproute2
 losetup mount
 lz4 lz4
 mkfs.ext4 e2fsprogs
+nbdcopy libnbd-bin
+nbdinfo libnbd-bin
 nbdkit nbdkit
 pkg-config pkg-config
 qemu-img qemu-utils
 qemu-io qemu-utils
 qemu-nbd qemu-utils
 qemu-system-x86_64 qemu-system-x86
+qemu-storage-daemon qemu-utils
 setpriv util-linux
 systemd-analyze systemd
 unshare util-linux

@@ -34,6 +34,8 @@ decoders=(
     "novaferry-hypervisor agent/crates/hypervisor/src/nbd/uri.rs"
     "novaferry-hypervisor agent/crates/hypervisor/src/nbd/wire.rs"
     "novaferry-hypervisor agent/crates/hypervisor/src/nbd/wire/handshake.rs"
+    "novaferry-hypervisor agent/crates/hypervisor/src/nbd/wire/options.rs"
+    "novaferry-hypervisor agent/crates/hypervisor/src/nbd/wire/requests.rs"
     "novaferry-hypervisor agent/crates/hypervisor/src/nbd/wire/transmission.rs"
     "novaferry-hypervisor agent/crates/hypervisor/src/stream.rs"
     "novaferry-hypervisor agent/crates/hypervisor/src/stream/cursor.rs"

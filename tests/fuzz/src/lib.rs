@@ -20,6 +20,7 @@ pub use at_rest::{journal_fields, journal_replay, leaf_table, receipt, volume_me
 pub use content::{decompress, page_delta, ram_packet};
 pub use machines::{ordering, session};
 pub use migration::{migration_stream, multifd};
+pub use outside::{certificate, config, nbd_replies, nbd_requests, nbd_uri};
 pub use outside::{certificate, config, nbd_replies, nbd_uri};
 pub use wire_format::{control, extent_head, frame_header, prelude};
 
@@ -51,6 +52,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "config", run: config },
     Target { name: "certificate", run: certificate },
     Target { name: "nbd_replies", run: nbd_replies },
+    Target { name: "nbd_requests", run: nbd_requests },
     Target { name: "nbd_uri", run: nbd_uri },
     Target { name: "multifd", run: multifd },
     Target { name: "migration_stream", run: migration_stream },

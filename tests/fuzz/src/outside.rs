@@ -1,4 +1,4 @@
-//! Targets of what people and foreign programs write: configuration, certificates, NBD servers and URIs.
+//! Targets of what people and foreign programs write: configuration, certificates, NBD servers, clients and URIs.
 
 use hypervisor::nbd::uri::Uri;
 use novaferry_agent::config::Config;
@@ -31,6 +31,12 @@ pub fn certificate(data: &[u8]) {
 /// What an NBD server sends.
 pub fn nbd_replies(data: &[u8]) {
     let decoded = hypervisor::nbd::wire::decode_anything(data);
+    assert!(decoded <= data.len(), "each value takes at least a byte");
+}
+
+/// What an NBD client sends.
+pub fn nbd_requests(data: &[u8]) {
+    let decoded = hypervisor::nbd::wire::decode_requests(data);
     assert!(decoded <= data.len(), "each value takes at least a byte");
 }
 

@@ -1,6 +1,8 @@
 //! Layer 2: the hypervisor's side of a volume, and of a virtual machine.
 //!
 //! * [`nbd`] reads, writes and serves NBD exports; as a client, as a [`volume::Source`] or [`volume::Sink`].
+//! * [`nbd`] reads and writes any NBD export as a [`volume::Source`] or [`volume::Sink`], and serves one to QEMU's
+//!   mirror.
 //! * [`qemu_nbd`] puts an image file of any format QEMU knows behind such an export, backing chain included.
 //! * [`specification`] says what a VM is, apart from its host; [`command_line`] turns one into QEMU's arguments;
 //!   [`vmd`] asks `novaferry-vmd`, which alone starts QEMU, to run it.

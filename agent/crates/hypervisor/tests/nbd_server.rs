@@ -322,6 +322,18 @@ async fn dropping_the_server_drops_the_calls_that_run() {
 }
 
 #[tokio::test]
+async fn a_panic_of_the_handler_is_passed_on() {
+    let memory = Memory { broken: true, ..Memory::new(vec![0; 1 << 20]) };
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let task =
+        tokio::spawn(async move { serve(theirs, &disk(), Arc::new(memory), std::future::pending()).await });
+    ours.write_all(&enter_by_name(b"disk")).await.unwrap();
+    ours.write_all(&[request(0, 3, 0, 0), request(0, 2, 0, 0)].concat()).await.unwrap();
+    let panic = task.await.unwrap_err().into_panic();
+    assert_eq!(panic.downcast_ref::<&str>(), Some(&"the test's bug"));
+}
+
+#[tokio::test]
 async fn exports_that_make_no_sense_are_not_served() {
     let sizes = |minimum, maximum| BlockSizes { minimum, preferred: 4096, maximum };
     for export in [

@@ -37,6 +37,8 @@ pub(crate) struct Memory {
     pub(crate) gate: Semaphore,
     /// What every call fails with.
     pub(crate) failure: Mutex<Option<Kind>>,
+    /// FLUSH panics.
+    pub(crate) broken: bool,
     /// READ gives a byte less than asked.
     pub(crate) short: bool,
 }
@@ -64,6 +66,7 @@ impl Memory {
             seen: Mutex::default(),
             gate: Semaphore::new(Semaphore::MAX_PERMITS),
             failure: Mutex::new(None),
+            broken: false,
             short: false,
         }
     }
@@ -133,6 +136,7 @@ impl Handler for Memory {
     async fn flush(&self) -> Result<(), VolumeError> {
         let _running = self.enter(0);
         self.fails(Op::Flush)?;
+        assert!(!self.broken, "the test's bug");
         self.seen().flushes += 1;
         self.durable.lock().unwrap().clone_from(&self.bytes.lock().unwrap());
         Ok(())
