@@ -304,7 +304,7 @@ fn access(qemu: &Qemu, folder: &Path) -> Access {
         return Access::Live { qmp };
     }
     let reason = match qmp().next().map(|monitor| &monitor.endpoint) {
-        Some(Endpoint::Listens(path)) => format!("its QMP socket {} is gone", path.display()),
+        Some(Endpoint::Listens(path)) => format!("its QMP socket {} is not there", path.display()),
         Some(Endpoint::Other(text)) => {
             format!("its QMP monitor is no unix socket that QEMU listens at ({text})")
         }

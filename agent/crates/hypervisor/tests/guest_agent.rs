@@ -1,8 +1,14 @@
-//! A scripted guest agent: stale lines, silence, and nonsense from the guest.
+//! A scripted guest agent: stale lines, silence, and nonsense from the guest. And a real one (capability
+//! `guest-agent`), which runs on this host: so it is told to refuse what would freeze it.
+
+#[path = "support/capability.rs"]
+mod capability;
 
 use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use capability::have;
 use novaferry_hypervisor::guest_agent::{GuestAgent, MAX_ANSWER};
 use novaferry_hypervisor::qmp::words::{ErrorClass, FreezeStatus};
 use novaferry_hypervisor::qmp::{MonitorErrorKind, MonitorLoss};
@@ -162,4 +168,51 @@ async fn a_talkative_guest_is_left() {
         let novaferry_hypervisor::qmp::MonitorError::Lost { source, .. } = error else { panic!("{error:?}") };
         assert_eq!(matches!(*source, MonitorLoss::TooLong { .. }), too_long, "{source:?}");
     }
+}
+
+/// Ended, and waited for, when it is dropped.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // Fails when it has ended already.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+#[tokio::test]
+async fn a_real_agent_synchronises_and_tells_its_status() {
+    if !have("guest-agent", "qemu-ga", "a_real_agent_synchronises_and_tells_its_status") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("qga");
+    let agent = Command::new("qemu-ga")
+        .args(["--method", "unix-listen", "-b", "guest-fsfreeze-freeze,guest-fsfreeze-thaw", "--path"])
+        .arg(&socket)
+        .arg("--statedir")
+        .arg(folder.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let _agent = Ended(agent);
+    let mut tries = 0;
+    let mut agent = loop {
+        match GuestAgent::connect(&socket, LONG).await {
+            Err(error) if error.kind() == MonitorErrorKind::Connect && tries < 3000 => tries += 1,
+            connected => break connected.unwrap(),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    agent.synchronise().await.unwrap();
+    assert_eq!(agent.freeze_status().await.unwrap(), FreezeStatus::Thawed);
+    assert_eq!(
+        agent.freeze().await.unwrap_err().kind(),
+        MonitorErrorKind::Refused(ErrorClass::CommandNotFound)
+    );
+    agent.synchronise().await.unwrap();
+    assert_eq!(agent.freeze_status().await.unwrap(), FreezeStatus::Thawed);
 }

@@ -21,13 +21,15 @@ fn vm<'a>(vms: &'a [Vm], id: &str) -> &'a Vm {
     vm
 }
 
-/// Starts a VM as NovaCron would, but in the foreground; ready when its pid file is there.
-async fn start(folder: &Path, more: &[&str]) -> System {
+/// Starts a VM as NovaCron would, but in the foreground; ready when its pid file is there, and `socket`, too: QEMU
+/// makes its monitors later.
+async fn start(folder: &Path, more: &[&str], socket: Option<&Path>) -> System {
     fs::create_dir(folder).unwrap();
     let pid_file = folder.join("qemu.pid");
     let system =
         System::start(["-pidfile", pid_file.to_str().unwrap()].into_iter().chain(more.iter().copied()));
     until("the pid file", || fs::read_to_string(&pid_file).is_ok_and(|text| text.ends_with('\n'))).await;
+    until("the socket", || socket.is_none_or(Path::exists)).await;
     system
 }
 
@@ -39,14 +41,14 @@ async fn a_novacron_host_is_told_as_it_is() {
     let host = tempfile::tempdir().unwrap();
     let folder = |id: &str| host.path().join(id);
     let qmp = folder("live").join("qmp.sock");
-    let live = start(&folder("live"), &["-qmp", &qmp_option(&qmp)]).await;
+    let live = start(&folder("live"), &["-qmp", &qmp_option(&qmp)], Some(&qmp)).await;
     fs::write(folder("live/config.json"), r#"{"id": "live", "name": "web", "memory_mb": 64}"#).unwrap();
     let hmp = format!("unix:{},server,nowait", folder("hmp").join("monitor.sock").display());
-    let hmp = start(&folder("hmp"), &["-name", "old", "-monitor", &hmp]).await;
-    let lost = start(&folder("lost"), &["-qmp", "stdio"]).await;
+    let hmp = start(&folder("hmp"), &["-name", "old", "-monitor", &hmp], None).await;
+    let lost = start(&folder("lost"), &["-qmp", "stdio"], None).await;
     fs::remove_file(folder("lost/qemu.pid")).unwrap();
     // Killed, so that its pid file stays.
-    let mut dead = start(&folder("dead"), &[]).await;
+    let mut dead = start(&folder("dead"), &[], None).await;
     dead.end();
     assert!(folder("dead/qemu.pid").exists());
     for (id, content) in [
@@ -106,7 +108,7 @@ async fn the_configuration_names_vms() {
     let folder = host.path().join("vm");
     let qmp = folder.join("q,mp");
     let option = format!("unix:{},server=on,wait=off", qmp.display().to_string().replace(',', ",,"));
-    let mut system = start(&folder, &["-qmp", &option]).await;
+    let mut system = start(&folder, &["-qmp", &option], Some(&qmp)).await;
     let entry = |name: &str, qmp: &Path| Entry { name: name.to_owned(), qmp: qmp.to_owned(), folder: None };
     let wrong = Entry { folder: Some(folder.clone()), ..entry("wrong", &folder.join("other")) };
     let hidden = host.path().join("hidden");
