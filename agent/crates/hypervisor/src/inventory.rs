@@ -203,7 +203,14 @@ fn configured(entry: &Entry, running: &[Qemu]) -> Vm {
         running.iter().find(|qemu| qemu.belongs_to(folder, PID_FILE))
     };
     let qemu = running.iter().find(listens_there).or_else(in_folder);
+    let listening = is_socket(&entry.qmp)
+        && process::listening(&entry.qmp).unwrap_or_else(|error| {
+            findings.push(format!("cannot see who listens at {}: {error}", entry.qmp.display()));
+            false
+        });
     let access = match qemu {
+        // Another owner's process with `hidepid`, or another container's.
+        None if listening => Access::Live { qmp: entry.qmp.clone() },
         None => Access::Stopped,
         Some(qemu) if qemu.line.is_libvirt() => libvirt_access(),
         Some(qemu) if listens_there(&qemu) && is_socket(&entry.qmp) => {
@@ -214,9 +221,8 @@ fn configured(entry: &Entry, running: &[Qemu]) -> Vm {
             fix: fix(&entry.qmp),
         },
     };
-    if qemu.is_none() && is_socket(&entry.qmp) {
-        let socket = entry.qmp.display();
-        findings.push(format!("{socket} is there, but no QEMU that this agent can see listens at it"));
+    if qemu.is_none() && listening {
+        findings.push(format!("this agent cannot see the process that listens at {}", entry.qmp.display()));
     }
     Vm {
         id: entry.name.clone(),
@@ -224,7 +230,7 @@ fn configured(entry: &Entry, running: &[Qemu]) -> Vm {
         config: entry.folder.as_deref().and_then(|folder| config(folder, &mut findings)),
         folder: entry.folder.clone(),
         process: qemu.map(|qemu| qemu.process),
-        state: state(qemu),
+        state: if qemu.is_none() && listening { State::Running } else { state(qemu) },
         access,
         findings,
     }
@@ -298,7 +304,7 @@ fn access(qemu: &Qemu, folder: &Path) -> Access {
         return Access::Live { qmp };
     }
     let reason = match qmp().next().map(|monitor| &monitor.endpoint) {
-        Some(Endpoint::Listens(path)) => format!("its QMP socket {} is gone", path.display()),
+        Some(Endpoint::Listens(path)) => format!("its QMP socket {} is not there", path.display()),
         Some(Endpoint::Other(text)) => {
             format!("its QMP monitor is no unix socket that QEMU listens at ({text})")
         }

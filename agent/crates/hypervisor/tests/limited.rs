@@ -1,5 +1,7 @@
 //! Honest servers that lack things: the volume conforms all the same. Also nbdkit, as a second real server.
 
+#[path = "support/capability.rs"]
+mod capability;
 #[path = "support/images.rs"]
 mod images;
 #[expect(dead_code, reason = "only the hostile tests break the protocol")]
@@ -8,7 +10,8 @@ mod server;
 
 use std::sync::{Arc, Mutex};
 
-use images::{have, pattern, raw};
+use capability::have;
+use images::{pattern, raw};
 use novaferry_hypervisor::nbd::client::Options;
 use novaferry_hypervisor::nbd::{Access, Client, NbdVolume, Uri};
 use server::{

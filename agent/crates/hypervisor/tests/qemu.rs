@@ -1,5 +1,7 @@
 //! Against real `qemu-nbd` and `qemu-img` (capability `qemu`).
 
+#[path = "support/capability.rs"]
+mod capability;
 #[path = "support/images.rs"]
 mod images;
 
@@ -9,7 +11,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::Command;
 
-use images::{have, pattern, raw};
+use capability::have;
+use images::{pattern, raw};
 use novaferry_hypervisor::nbd::client::Options;
 use novaferry_hypervisor::nbd::wire::CommandFlags;
 use novaferry_hypervisor::nbd::{Access, Client, NbdVolume};

@@ -17,6 +17,9 @@ const MAX_COMMAND_LINE: u64 = 1 << 20;
 /// Longest `/proc/PID/stat`: 52 numbers and a name of 64 bytes.
 const MAX_STAT: u64 = 4096;
 
+/// Longest `/proc/net/unix`, in bytes: at 100 a line some 100,000 sockets.
+const MAX_SOCKETS: u64 = 16 << 20;
+
 /// Most processes looked at: Linux's highest process id on 64 bits.
 const MAX_PROCESSES: usize = 4 << 20;
 
@@ -132,6 +135,20 @@ impl Qemu {
     }
 }
 
+/// Whether somebody of this network namespace listens at a unix socket, by `/proc/net/unix`: found without
+/// connecting. The kernel lists the path as it was bound.
+pub(super) fn listening(socket: &Path) -> io::Result<bool> {
+    let list = read_capped(Path::new("/proc/net/unix"), MAX_SOCKETS)?;
+    let wanted = forms(socket);
+    Ok(list.split(|byte| *byte == b'\n').any(|line| {
+        // Num RefCount Protocol Flags Type St Inode Path; the flag is SO_ACCEPTCON.
+        let mut fields = line.splitn(8, |byte| *byte == b' ');
+        let accepts = fields.nth(3) == Some(&b"00010000"[..]);
+        let path = fields.nth(3).map(<[u8]>::trim_ascii_start);
+        accepts && wanted.iter().any(|wanted| path == Some(wanted.as_os_str().as_encoded_bytes()))
+    }))
+}
+
 /// A path as it is written, and as it is without links; the latter only if it is there.
 fn forms(path: &Path) -> Vec<PathBuf> {
     let mut forms = vec![path.to_owned()];
@@ -215,6 +232,17 @@ mod tests {
         child.wait().unwrap();
         assert_eq!(process.activity().unwrap(), Activity::Dead);
         assert!(Qemu::find(own.pid).unwrap().is_none(), "this is a test, no QEMU");
+    }
+
+    #[test]
+    fn a_listener_is_seen_without_connecting() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("a socket");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        assert!(listening(&socket).unwrap());
+        assert!(!listening(&folder.path().join("another")).unwrap());
+        drop(listener);
+        assert!(!listening(&socket).unwrap(), "its file is still there");
     }
 
     #[test]

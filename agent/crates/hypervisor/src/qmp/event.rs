@@ -41,7 +41,9 @@ pub enum EventKind {
     },
     /// The power button was pressed for the guest.
     PowerDown,
-    /// The migration changed its state. Only with the capability `events`.
+    /// The migration changed its state. Only with the capability `events`. The machine's own state
+    /// ([`Qmp::query_status`](super::Qmp::query_status)) follows a moment later (seen with 10.0.2: still
+    /// `finish-migrate` after `completed`).
     Migration(MigrationStatus),
     /// The migration began a pass over the dirty memory; the first is 1. Only with the capability `events`.
     MigrationPass(u64),

@@ -1,26 +1,8 @@
-//! Disk images to test with, and whether the programs for them are there.
+//! Disk images to test with.
 
 use std::path::{Path, PathBuf};
 
 use volume::conformance::Dice;
-
-/// Whether `program` is in PATH. If not, prints the SKIP line, or fails when the capability is required.
-pub(crate) fn have(capability: &str, program: &str, test: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    if std::env::split_paths(&path).any(|folder| folder.join(program).is_file()) {
-        return true;
-    }
-    let required = std::env::var("NOVAFERRY_REQUIRE").unwrap_or_default();
-    assert!(
-        !required.split(',').any(|name| name == capability),
-        "{test} requires {program} (NOVAFERRY_REQUIRE={required})"
-    );
-    #[expect(clippy::print_stdout, reason = "a skipped test says so by name")]
-    {
-        println!("SKIP {test}: {program} is not installed");
-    }
-    false
-}
 
 /// `size` bytes of which about half are zero, in runs of whole 64 KiB.
 pub(crate) fn pattern(size: usize, seed: u64) -> Vec<u8> {
