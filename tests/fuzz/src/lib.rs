@@ -21,7 +21,6 @@ pub use content::{decompress, page_delta, ram_packet};
 pub use machines::{ordering, session};
 pub use migration::{migration_stream, multifd};
 pub use outside::{certificate, config, nbd_replies, nbd_requests, nbd_uri};
-pub use outside::{certificate, config, nbd_replies, nbd_uri};
 pub use wire_format::{control, extent_head, frame_header, prelude};
 
 /// A fuzz target: the name of its corpus folder and binary, and its body.
