@@ -68,7 +68,7 @@ impl Keeper {
             }
             let lock = File::create(config.state.join("lock"))?;
             rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-                .map_err(|_| io::Error::other("another vmd uses it"))?;
+                .map_err(|error| io::Error::other(format!("another vmd uses it ({error})")))?;
             Ok((lock, Record::load_all(&records)?))
         };
         let what = format!("use the state folder {}", config.state.display());
