@@ -10,7 +10,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hypervisor::specification::{
-    Accelerator, BlockFact, DiskFormat, DiskTarget, HostMapping, StartRequest, VmFacts, derive, resolve,
+    Accelerator, BlockFact, Device, DiskFormat, DiskTarget, HostMapping, HostNetwork, NetworkBackend,
+    NetworkDevice, StartRequest, VmFacts, derive, resolve,
 };
 use hypervisor::vmd::{RefusalKind, VmState, VmdClient, VmdError};
 use rustix::process::{Pid, Signal, kill_process};
@@ -49,18 +50,24 @@ fn is_root() -> bool {
 struct Host {
     base: PathBuf,
     vmd: Option<Child>,
+    words: &'static [&'static str],
     _folder: tempfile::TempDir,
 }
 
 impl Host {
     fn new() -> Self {
+        Self::within(&[])
+    }
+
+    /// With a vmd that is started by these words.
+    fn within(words: &'static [&'static str]) -> Self {
         let folder = tempfile::Builder::new().prefix("vmd").tempdir_in("/tmp").unwrap();
         let base = folder.path().to_owned();
         std::fs::set_permissions(&base, Permissions::from_mode(0o755)).unwrap();
         for name in ["vms", "vms/web-1", "boot"] {
             std::fs::create_dir(base.join(name)).unwrap();
         }
-        let mut host = Self { base, vmd: None, _folder: folder };
+        let mut host = Self { base, vmd: None, words, _folder: folder };
         std::fs::write(host.disk(), vec![0; 1 << 20]).unwrap();
         host.launch();
         host
@@ -76,8 +83,9 @@ impl Host {
 
     fn launch(&mut self) {
         let path = |name: &str| self.base.join(name).into_os_string();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_novaferry-vmd"));
-        command.arg("serve");
+        let mut words = self.words.iter().copied().chain([env!("CARGO_BIN_EXE_novaferry-vmd"), "serve"]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words);
         for (flag, value) in
             [("--socket", path("vmd.sock")), ("--state", path("state")), ("--vms", path("vms"))]
         {
@@ -204,7 +212,7 @@ async fn a_vm_outlives_vmd() {
     host.launch();
     let vmd = host.client().await;
     let found = vmd.list().await.unwrap();
-    assert_eq!(found, [started.clone()]);
+    assert_eq!(found, std::slice::from_ref(&started));
     assert!(UnixStream::connect(started.sockets.join("qmp.sock")).is_ok());
     let ended = vmd.stop("web-1", false).await.unwrap();
     assert!(matches!(ended.state, VmState::Exited { .. }));
@@ -344,6 +352,59 @@ async fn paths_outside_the_folders_are_refused() {
     let after = std::fs::metadata("/etc/passwd").unwrap();
     assert_eq!((before.uid(), before.mode()), (after.uid(), after.mode()));
     assert_eq!(vmd.list().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_vm_is_plugged_into_a_bridge_and_out_again() {
+    let test = "a_vm_is_plugged_into_a_bridge_and_out_again";
+    let private: &[&str] = &["unshare", "--net", "--mount", "sh", "-c"];
+    let tried = Command::new(private[0]).args(&private[1..]).arg("ip link add br7 type bridge").output();
+    let able = tried.is_ok_and(|output| output.status.success()) && Path::new("/dev/net/tun").exists();
+    if skip_qemu(test) || skip_user(test) || skip(test, "netns", !able) {
+        return;
+    }
+    // A network of its own; /sys shows the one that it was mounted in. The mode of the device is what udev gives it.
+    const PRIVATE: &[&str] = &[
+        "unshare",
+        "--net",
+        "--mount",
+        "sh",
+        "-c",
+        "mount -t sysfs none /sys && mount -t tmpfs none /dev/net && mknod -m 666 /dev/net/tun c 10 200 && ip link add br7 type bridge && exec \"$0\" \"$@\"",
+    ];
+    let host = Host::within(PRIVATE);
+    let vmd = host.client().await;
+    let mut request = host.request(1);
+    let card = NetworkDevice {
+        id: "net0".to_owned(),
+        model: "virtio-net-pci".to_owned(),
+        device_id: None,
+        mac: "52:54:00:12:34:56".to_owned(),
+        backend: NetworkBackend::Tap {},
+        properties: Vec::new(),
+    };
+    request.specification.devices.push(Device::Network(card));
+    let bridge = HostNetwork::Bridge { name: "br7".to_owned() };
+    request.bindings.networks.insert("net0".to_owned(), bridge);
+    let started = vmd.start(request.clone()).await.unwrap();
+    let id = host.vmd.as_ref().unwrap().id();
+    let ports = || {
+        let output = Command::new("nsenter")
+            .args(["--net", "--target", &id.to_string(), "ip", "-oneline", "link", "show", "master", "br7"])
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    // LOWER_UP: QEMU has it open.
+    assert!(ports().contains("novaferry0") && ports().contains("LOWER_UP"), "{}", ports());
+    pid(&started.state);
+    vmd.stop("web-1", false).await.unwrap();
+    assert_eq!(ports(), "");
+    let absent = HostNetwork::Bridge { name: "absent".to_owned() };
+    request.bindings.networks.insert("net0".to_owned(), absent);
+    let error = vmd.start(request).await.unwrap_err();
+    assert!(error.to_string().contains("bridge"), "{error}");
+    assert!(host.guests().is_empty());
 }
 
 /// What vmd says to these bytes.
