@@ -167,6 +167,22 @@ fn read_text(path: &Path) -> Result<String, String> {
 mod tests {
     use super::*;
 
+    /// What the example shows behind `#key = ` must be the default.
+    #[test]
+    fn the_example_shows_the_defaults() {
+        let text = include_str!("../../systemd/vmd.toml.example");
+        toml::from_str::<FileConfig>(text).unwrap();
+        let shown: String = text
+            .lines()
+            .filter_map(|line| line.strip_prefix('#'))
+            .filter(|line| !line.starts_with(' '))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let shown = Config::new(toml::from_str(&shown).unwrap()).unwrap();
+        let default = Config::new(FileConfig::default()).unwrap();
+        assert_eq!(format!("{shown:?}"), format!("{default:?}"));
+    }
+
     #[test]
     fn flags_win_and_nonsense_is_refused() {
         let file: FileConfig =

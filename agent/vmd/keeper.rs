@@ -61,14 +61,16 @@ impl Keeper {
     pub(crate) fn open(config: Config) -> Result<Self, Refusal> {
         let records = config.state.join("vms");
         let prepare = || -> io::Result<(File, Vec<Record>)> {
-            for folder in [&config.state, &records, &config.state.join("logs")] {
+            // Others may pass through the outer one, to the boot folder in it.
+            for (folder, mode) in
+                [(&config.state, 0o711), (&records, 0o700), (&config.state.join("logs"), 0o700)]
+            {
                 std::fs::create_dir_all(folder)?;
-                let owner_alone = std::os::unix::fs::PermissionsExt::from_mode(0o700);
-                std::fs::set_permissions(folder, owner_alone)?;
+                std::fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(mode))?;
             }
             let lock = File::create(config.state.join("lock"))?;
             rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-                .map_err(|_| io::Error::other("another vmd uses it"))?;
+                .map_err(|error| io::Error::other(format!("another vmd uses it ({error})")))?;
             Ok((lock, Record::load_all(&records)?))
         };
         let what = format!("use the state folder {}", config.state.display());

@@ -18,7 +18,7 @@ use super::{
 use board::Board;
 use collect::Collected;
 
-/// What [`derive`] found.
+/// What [`derive()`] found.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Derived {
     /// The VM. Not to be used while a finding is blocking.
@@ -50,7 +50,7 @@ pub struct SourceDisk {
 /// Files of the host that a command line names.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct NamedFiles {
-    /// Kernel and initial file system: [`derive`] wants their digests.
+    /// Kernel and initial file system: [`derive()`] wants their digests.
     pub boot: Vec<PathBuf>,
     /// `-pidfile`.
     pub pid_file: Option<PathBuf>,
