@@ -96,6 +96,12 @@ impl Folder {
         self.folder(name)
     }
 
+    /// Lets every user pass through to what is in it, and no other see what that is.
+    pub fn open_to_pass(&self) -> Result<(), EngineError> {
+        rustix::fs::fchmod(&*self.descriptor, Mode::RWXU | Mode::XGRP | Mode::XOTH)
+            .map_err(self.fail("open to others", "."))
+    }
+
     /// True when something of this name is there, whatever it is.
     pub fn has(&self, name: &str) -> Result<bool, EngineError> {
         match rustix::fs::statat(&*self.descriptor, name, AtFlags::SYMLINK_NOFOLLOW) {

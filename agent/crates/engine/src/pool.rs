@@ -19,6 +19,9 @@ use crate::target::meta::{Format, Meta, State};
 use crate::target::place::{POOL_SIDECARS, check_name};
 use crate::target::{Home, Request};
 
+/// Folder of the disks of VMs. No volume's name begins with a dot.
+const POOL_VMS: &str = ".vms";
+
 /// Insertions into a full index after which no further leaf table is read.
 const REFUSALS: u64 = 4096;
 /// Most volumes that one session dedups against.
@@ -90,10 +93,14 @@ impl Pool {
     }
 
     /// The folder for the disks of a VM that comes to run here, made when it is not there. They are no volumes: a disk
-    /// that a guest writes to is never sealed.
+    /// that a guest writes to is never sealed. Others may pass through: each VM's QEMU is a user of its own.
     pub fn vm_folder(&self, vm: &str) -> Result<std::path::PathBuf, EngineError> {
         check_name(vm)?;
-        Ok(self.root.make_folder(POOL_SIDECARS)?.make_folder("vms")?.make_folder(vm)?.path().to_owned())
+        let all = self.root.make_folder(POOL_VMS)?;
+        all.open_to_pass()?;
+        let folder = all.make_folder(vm)?;
+        folder.open_to_pass()?;
+        Ok(folder.path().to_owned())
     }
 
     /// The pool's hash keys.

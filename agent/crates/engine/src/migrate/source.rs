@@ -409,7 +409,9 @@ impl Owner {
                 if alive {
                     self.apply(SourceEvent::Failed(format!("QEMU's monitor is lost: {why}")), todo);
                 } else {
-                    tracing::warn!(migration = %self.job.migration, %why, "QEMU at the source is gone");
+                    if *self.state() != SourceState::Finalised {
+                        tracing::warn!(migration = %self.job.migration, %why, "QEMU at the source is gone");
+                    }
                     self.apply(SourceEvent::QemuDied, todo);
                 }
             }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -19,6 +19,8 @@ use crate::migrate::leaves::LiveLeaves;
 const QUEUE: usize = 32;
 /// zstd's level: the guest's writes must not wait for a better ratio.
 const LEVEL: i32 = 1;
+/// Number of the request that ends a mirror; the others count from 1.
+const END: u64 = 0;
 /// What a request fails with when the channel is gone (`EIO`).
 const EIO: u32 = 5;
 
@@ -48,6 +50,8 @@ pub struct MirrorTarget {
     leaves: Arc<LiveLeaves>,
     cpu: Cpu,
     hint: Mutex<PayHint>,
+    /// Something was answered since the last flush.
+    unflushed: AtomicBool,
     counters: Arc<DiskCounters>,
 }
 
@@ -93,6 +97,7 @@ impl MirrorTarget {
             leaves,
             cpu,
             hint: Mutex::default(),
+            unflushed: AtomicBool::new(true),
             counters: Arc::clone(&counters),
         });
         let work = async move {
@@ -174,13 +179,26 @@ impl MirrorTarget {
     }
 
     /// Makes durable what was answered before; the answer is the destination's errno.
+    ///
+    /// When nothing was answered since the last flush there is nothing to do, and no round trip.
     pub async fn flush(&self) -> u32 {
-        self.request(Operation::Flush, 0, 0, 0, Bytes::new()).await
+        if !self.unflushed.swap(false, Ordering::AcqRel) {
+            return 0;
+        }
+        let errno = self.request(Operation::Flush, 0, 0, 0, Bytes::new()).await;
+        if errno != 0 {
+            self.unflushed.store(true, Ordering::Release);
+        }
+        errno
     }
 
-    /// Says that the mirror is over. The destination answers and ends.
-    pub async fn end(&self) -> u32 {
-        self.request(Operation::End, 0, 0, 0, Bytes::new()).await
+    /// Says that the mirror is over: the destination lets go of its export. Does not wait for it.
+    pub async fn end(&self) {
+        let head =
+            Request { operation: Operation::End, flags: 0, wire_len: 0, number: END, offset: 0, len: 0 };
+        if self.queue.send(Outgoing { head, payload: Bytes::new() }).await.is_err() {
+            tracing::debug!("a disk's channel ended before its mirror");
+        }
     }
 
     async fn request(&self, operation: Operation, flags: u16, offset: u64, len: u64, payload: Bytes) -> u32 {
@@ -195,7 +213,11 @@ impl MirrorTarget {
         if self.queue.send(Outgoing { head, payload }).await.is_err() {
             return EIO;
         }
-        answered.await.unwrap_or(EIO)
+        let errno = answered.await.unwrap_or(EIO);
+        if operation != Operation::Flush {
+            self.unflushed.store(true, Ordering::Release);
+        }
+        errno
     }
 }
 
@@ -247,6 +269,9 @@ async fn answers<R: AsyncRead + Unpin>(mut read: R, waiting: &Mutex<Option<Waiti
             Err(error) => return Err(error),
         }
         let answer = Answer::decode(&bytes)?;
+        if answer.number == END {
+            continue;
+        }
         let sender = lock(waiting).as_mut().and_then(|waiting| waiting.remove(&answer.number));
         match sender {
             // Fails when QEMU hung up meanwhile: then nobody waits.

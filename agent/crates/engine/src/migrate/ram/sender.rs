@@ -57,8 +57,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Packets on their way on one channel: number and plain bytes.
-type Unacknowledged = Mutex<std::collections::VecDeque<(u64, u64)>>;
+/// A packet on its way.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    number: u64,
+    /// Plain bytes.
+    len: u64,
+    /// The encoder knows of it: it has pages.
+    planned: bool,
+}
+
+/// Packets on their way on one channel.
+type Unacknowledged = Mutex<std::collections::VecDeque<Sent>>;
 
 impl RamSender {
     /// A sender whose receiver keeps `slots` pages.
@@ -139,20 +149,25 @@ impl RamSender {
     }
 
     fn acknowledged(&self, channel: u8, number: u64, unacknowledged: &Unacknowledged) -> io::Result<()> {
-        let mut bytes = 0;
+        let (mut bytes, mut planned) = (0, None);
         {
             let mut waiting = lock(unacknowledged);
-            while let Some((first, len)) = waiting.front().copied() {
-                if first > number {
-                    break;
-                }
-                bytes += len;
-                waiting.pop_front();
+            if waiting.front().is_none_or(|first| first.number > number)
+                || waiting.back().is_some_and(|last| last.number < number)
+            {
+                return Err(invalid("an acknowledgement of what was not sent"));
+            }
+            while let Some(sent) = waiting.pop_front_if(|sent| sent.number <= number) {
+                bytes += sent.len;
+                planned = if sent.planned { Some(sent.number) } else { planned };
             }
         }
         self.flight.give(bytes);
         self.counters.taken.fetch_add(bytes, Ordering::Relaxed);
-        lock(&self.encoder).acknowledge(channel, number).map_err(io::Error::other)
+        match planned {
+            Some(number) => lock(&self.encoder).acknowledge(channel, number).map_err(io::Error::other),
+            None => Ok(()),
+        }
     }
 }
 
@@ -304,7 +319,8 @@ impl<W: AsyncWrite + Unpin> Forward<'_, W> {
         self.shared.flight.take(plain).await;
         self.number += 1;
         let number = self.number;
-        lock(self.unacknowledged).push_back((number, plain));
+        let planned = !job.pages.is_empty();
+        lock(self.unacknowledged).push_back(Sent { number, len: plain, planned });
         let (shared, channel) = (Arc::clone(self.shared), self.channel);
         let frame = self.shared.cpu.run(move |scratch| shared.pack(channel, number, &job, scratch)).await?;
         self.write.write_all(&frame).await?;

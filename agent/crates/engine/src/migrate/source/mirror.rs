@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hypervisor::nbd::server::{BlockSizes, Export, Handler, Zeroing, serve};
-use hypervisor::qmp::words::{CopyMode, OnError, SyncMode};
-use hypervisor::qmp::{EventKind, Mirror, NbdNode, NewNode, Qmp, SocketAddress};
+use hypervisor::qmp::words::{CopyMode, JobStatus, OnError, SyncMode};
+use hypervisor::qmp::{EventKind, JobProgress, Mirror, NbdNode, NewNode, Qmp, SocketAddress};
 use reduce::HashKey;
 use session::cutover::SourceEvent;
 use tokio::net::UnixListener;
@@ -178,14 +178,19 @@ impl Owner {
         }
         let mut left: Vec<String> = self.disks.iter().map(|disk| job_name(&disk.node)).collect();
         let drained = async {
+            // Its node is in use until the job is gone altogether: `null`.
             while !left.is_empty() {
                 match events.next().await.map_err(|error| chain(&error))?.kind {
-                    EventKind::JobCompleted(job) => match job.error {
-                        None => left.retain(|name| *name != job.device),
-                        Some(why) => return Err(format!("the mirror {}: {why}", job.device)),
-                    },
+                    EventKind::JobCompleted(JobProgress { device, error: Some(why), .. })
+                        if left.contains(&device) =>
+                    {
+                        return Err(format!("the mirror {device}: {why}"));
+                    }
                     EventKind::JobCancelled(job) if left.contains(&job.device) => {
                         return Err(format!("the mirror {} did not end well", job.device));
+                    }
+                    EventKind::JobStatusChange { id, status: JobStatus::Null } => {
+                        left.retain(|name| *name != id)
                     }
                     _ => {}
                 }
@@ -197,9 +202,12 @@ impl Owner {
             .map_err(|_late| "the mirror did not hand over what was left in time".to_owned())??;
         let mut roots = Vec::with_capacity(self.disks.len());
         for disk in &self.disks {
+            // QEMU flushes a node that it lets go of; what it left out we do.
+            qmp.blockdev_del(&target_name(&disk.node)).await.map_err(|error| chain(&error))?;
             if disk.target.flush().await != 0 {
                 return Err(format!("disk {} could not be flushed at the destination", disk.id));
             }
+            disk.target.end().await;
             let leaves = Arc::clone(disk.target.leaves());
             let root = self.context.cpu.run(move |_| leaves.root()).await.map_err(|error| error.chain())?;
             roots.push(DiskRoot { disk: disk.id.clone(), root: root.to_string() });
