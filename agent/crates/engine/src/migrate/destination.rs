@@ -129,6 +129,8 @@ pub(super) struct Owner {
     pub(super) key_id: String,
     pub(super) roots: Vec<DiskRoot>,
     pub(super) ram: Option<Arc<RamReceiver>>,
+    /// The guest's memory follows while it runs.
+    pub(super) postcopy: bool,
     /// Nothing was made here: refused, or a dry run.
     pub(super) over: bool,
     prepared: bool,
@@ -170,6 +172,7 @@ pub async fn run(
         key_id: String::new(),
         roots: Vec::new(),
         ram: None,
+        postcopy: false,
         over: false,
         prepared: resumed,
     };
@@ -302,6 +305,11 @@ impl Owner {
                 }
             }
             Signal::Channel(hello, channel) => self.channel(hello, *channel),
+            // In post-copy the devices are there, and the memory follows as the guest asks for it.
+            Signal::Qemu(EventKind::Migration(MigrationStatus::PostcopyActive)) => {
+                self.postcopy = true;
+                self.apply(DestinationEvent::Complete, todo);
+            }
             Signal::Qemu(EventKind::Migration(MigrationStatus::Completed)) => {
                 self.apply(DestinationEvent::Complete, todo);
             }

@@ -88,6 +88,9 @@ pub struct Options {
     pub on_no_converge: OnNoConverge,
     /// multifd channels; 0 for a single stream.
     pub multifd: u8,
+    /// Let the guest run at the destination before all of its memory is there: once it runs, losing either host loses
+    /// the guest. Needs a single stream.
+    pub postcopy: bool,
     /// Pages that are kept for the reduction of RAM, at each end.
     pub slots: u32,
     /// Compression of RAM.
@@ -459,7 +462,7 @@ impl Owner {
                 }
             }
             FromDestination::Proof { complaint, .. } => {
-                tracing::warn!(migration = %self.job.migration, %complaint, "the guest is not well at the destination");
+                tracing::info!(migration = %self.job.migration, %complaint, "the guest did not prove itself yet");
                 self.record.report.note = Some(complaint);
                 self.publish(None);
             }

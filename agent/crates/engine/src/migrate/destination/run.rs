@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use hypervisor::qmp::Announce;
 use hypervisor::qmp::words::{MigrationStatus, RunState};
+use hypervisor::qmp::{Announce, Qmp};
 use hypervisor::vmd::{RefusalKind, VmState, VmStatus, VmdClient};
 use session::cutover::{DestinationEvent, DestinationState};
 
@@ -15,6 +15,21 @@ use crate::receipt::{Body, Receipt, ReceiptMode, Verified};
 
 /// Pause between questions to a vmd that does not answer.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
+
+/// Waits until a QEMU in post-copy has loaded the devices and stands before the first instruction.
+async fn await_devices(qmp: &Qmp) -> Result<(), String> {
+    const LIMIT: Duration = Duration::from_secs(20);
+    const POLL: Duration = Duration::from_millis(2);
+    let began = Instant::now();
+    while began.elapsed() < LIMIT {
+        let status = qmp.query_status().await.map_err(|error| chain(&error))?;
+        if status.status != RunState::InMigrate {
+            return Ok(());
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Err("QEMU does not finish loading the devices".to_owned())
+}
 
 impl Owner {
     /// Compares the source's roots with what was written here.
@@ -74,10 +89,11 @@ impl Owner {
         let qmp = self.monitor().await?;
         self.close_exports(&qmp).await?;
         let info = qmp.query_migrate().await.map_err(|error| chain(&error))?;
-        if info.status != Some(MigrationStatus::Completed) {
-            return Err("QEMU does not have all of the guest".to_owned());
+        match info.status {
+            Some(MigrationStatus::Completed) => Ok(()),
+            Some(MigrationStatus::PostcopyActive) if self.postcopy => await_devices(&qmp).await,
+            _ => Err("QEMU does not have all of the guest".to_owned()),
         }
-        Ok(())
     }
 
     /// Whether the guest is well, as far as the hypervisor knows.
@@ -85,11 +101,16 @@ impl Owner {
         let outcome = async {
             let qmp = self.monitor().await?;
             let status = qmp.query_status().await.map_err(|error| chain(&error))?;
-            let complaint = if status.running && status.status == RunState::Running {
-                String::new()
+            let info = qmp.query_migrate().await.map_err(|error| chain(&error))?;
+            let whole = info.status.is_none_or(|status| status.is_final());
+            let complaint = if !status.running || status.status != RunState::Running {
+                "the guest does not run"
+            } else if whole {
+                ""
             } else {
-                "the guest does not run".to_owned()
+                "the guest's memory is not all there yet"
             };
+            let complaint = complaint.to_owned();
             Ok::<_, String>((status.status.as_str().to_owned(), complaint))
         };
         let (status, complaint) = outcome.await.unwrap_or_else(|why| ("unknown".to_owned(), why));
