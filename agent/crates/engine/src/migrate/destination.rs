@@ -131,6 +131,8 @@ pub(super) struct Owner {
     pub(super) ram: Option<Arc<RamReceiver>>,
     /// The guest's memory follows while it runs.
     pub(super) postcopy: bool,
+    /// The disks were read back in the pause.
+    pub(super) readback: bool,
     /// Nothing was made here: refused, or a dry run.
     pub(super) over: bool,
     prepared: bool,
@@ -173,6 +175,7 @@ pub async fn run(
         roots: Vec::new(),
         ram: None,
         postcopy: false,
+        readback: false,
         over: false,
         prepared: resumed,
     };
@@ -346,6 +349,7 @@ impl Owner {
                 self.apply(DestinationEvent::Failed("the source asked twice".to_owned()), todo);
             }
             FromSource::Compare { roots, readback } => {
+                self.readback = readback;
                 let answer = self.compare(&roots, readback).await;
                 match answer {
                     Ok(compared) => self.tell(&compared).await,

@@ -9,6 +9,7 @@ use session::cutover::{DestinationEvent, DestinationState};
 
 use super::{Owner, Sockets};
 use crate::migrate::message::{DiskRoot, FromDestination};
+use crate::migrate::readback::root_of_export;
 use crate::migrate::record::{Role, now};
 use crate::migrate::source::chain;
 use crate::receipt::{Body, Receipt, ReceiptMode, Verified};
@@ -39,13 +40,18 @@ impl Owner {
         readback: bool,
     ) -> Result<FromDestination, String> {
         let began = Instant::now();
-        if readback {
-            return Err("reading the disks back is not offered in this version".to_owned());
-        }
         let mut differing = Vec::new();
         for disk in &self.disks {
             let leaves = disk.leaves.clone();
             let root = self.context.cpu.run(move |_| leaves.root()).await.map_err(|error| error.chain())?;
+            if readback {
+                let sockets = self.sockets.as_ref().ok_or("the VM is not there")?;
+                let read =
+                    root_of_export(&sockets.nbd, &disk.id, disk.leaves.key(), &self.context.cpu).await?;
+                if read != root {
+                    return Err(format!("disk {} at the destination is not what was written", disk.id));
+                }
+            }
             let theirs = roots.iter().find(|theirs| theirs.disk == disk.id);
             if theirs.is_none_or(|theirs| theirs.root != root.to_string()) {
                 differing.push(disk.id.clone());
@@ -196,7 +202,7 @@ impl Owner {
                 generation: self.record.generation,
                 session: self.migration.to_string(),
                 mode: ReceiptMode::Live,
-                verified: Verified::Sink,
+                verified: if self.readback { Verified::Readback } else { Verified::Sink },
                 owner: self.record.peer.clone(),
                 receiver: self.context.signer.name().to_owned(),
                 time: now(),
