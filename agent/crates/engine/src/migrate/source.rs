@@ -667,12 +667,7 @@ impl Owner {
 
     fn keep_receipts(&self, receipts: &[String]) {
         let text = format!("[{}]\n", receipts.join(",\n"));
-        let kept = self
-            .context
-            .records
-            .folder(self.job.migration)
-            .and_then(|folder| folder.replace("receipts", text.as_bytes()));
-        if let Err(error) = kept {
+        if let Err(error) = self.context.records.keep_receipts(self.job.migration, &text) {
             tracing::error!(error = %error.chain(), "the receipts of a migration cannot be kept");
         }
     }
