@@ -119,7 +119,9 @@ fn options(asked: &Migrate) -> Result<Options, String> {
             NoConverge::Cancel => OnNoConverge::Cancel,
             NoConverge::Throttle => OnNoConverge::Throttle,
         },
-        multifd: asked.multifd,
+        // Post-copy's requests come back on the stream that carries everything: there is no multifd then.
+        multifd: if asked.postcopy { 0 } else { asked.multifd },
+        postcopy: asked.postcopy,
         slots: slots(cache),
         level,
         hold: asked.hold,
