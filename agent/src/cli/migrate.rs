@@ -59,10 +59,10 @@ pub(super) struct MigrateArgs {
     /// The VM, by its id or name, as `vm list` prints it.
     #[arg(value_name = "VM")]
     vm: String,
-    /// The agent that takes it: novaferry://HOST[:PORT].
+    /// The agent that takes it, such as novaferry://host-b:7440; the default port is 7440.
     #[arg(long, value_name = "ADDRESS")]
     to: HostAddress,
-    /// The pool for its disks there; by default the one that [migrate_in] there names.
+    /// The pool for its disks there; by default the one that its agent.toml names.
     #[arg(long, value_name = "POOL")]
     pool: Option<String>,
     /// How it moves.

@@ -381,7 +381,7 @@ impl Owner {
                 }
                 Ok(None)
             }
-            SourceAction::Resume => Ok(Some(self.resume().await)),
+            SourceAction::Resume => Ok(self.resume().await),
             SourceAction::GiveUp => {
                 self.give_up().await;
                 Ok(None)

@@ -18,6 +18,8 @@ use crate::migrate::record::Role;
 /// How long QEMU may take to end a migration or a job.
 const PATIENCE: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(20);
+/// Pause between attempts to let the guest run again.
+const TRY_AGAIN: Duration = Duration::from_secs(2);
 
 impl Owner {
     /// Makes it durable that this host may not run the VM.
@@ -37,14 +39,25 @@ impl Owner {
         config.chain(disks).filter(|path| path.is_file()).collect()
     }
 
-    /// Undoes everything here and lets the guest run.
-    pub(super) async fn resume(&mut self) -> SourceEvent {
-        match self.try_resume().await {
-            Ok(()) => SourceEvent::Resumed,
-            Err(why) => {
-                tracing::error!(migration = %self.job.migration, %why, "the guest cannot be resumed at the source");
-                self.record.report.note = Some(why);
-                SourceEvent::QemuDied
+    /// Undoes everything here and lets the guest run. While its process lives this is tried again, because a guest
+    /// that stays paused is lost to its users: vmd may be starting only now, or QEMU be busy. None when this process is
+    /// to end before it succeeded; the next one goes on.
+    pub(super) async fn resume(&mut self) -> Option<SourceEvent> {
+        loop {
+            let Err(why) = self.try_resume().await else { return Some(SourceEvent::Resumed) };
+            tracing::error!(migration = %self.job.migration, %why, "the guest cannot be resumed at the source");
+            self.record.report.note = Some(why);
+            let lives = self
+                .job
+                .process
+                .is_some_and(|process| process.activity().is_ok_and(|activity| activity != Activity::Dead));
+            if !lives {
+                return Some(SourceEvent::QemuDied);
+            }
+            self.publish(None);
+            tokio::select! {
+                () = tokio::time::sleep(TRY_AGAIN) => {}
+                () = self.context.stop.cancelled() => return None,
             }
         }
     }
