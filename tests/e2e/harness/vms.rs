@@ -110,6 +110,12 @@ impl<'a> VmHost<'a> {
         Serial::follow(self.layout(vm).folder().join("run/serial0.log")).unwrap()
     }
 
+    /// Removes what an earlier visit of a VM wrote there.
+    pub(crate) fn forget_serial(&self, vm: &str) {
+        // It need not be there.
+        drop(std::fs::remove_file(self.layout(vm).folder().join("run/serial0.log")));
+    }
+
     /// A command of the agent's that talks to the daemon here.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = agent_command();

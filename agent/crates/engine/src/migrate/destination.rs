@@ -328,7 +328,13 @@ impl Owner {
             }
             Signal::Qemu(_) => {}
             Signal::QemuGone(why) => {
-                tracing::warn!(migration = %self.migration, %why, "QEMU at the destination is gone");
+                let ending = matches!(
+                    self.machine.state(),
+                    DestinationState::Burning(_) | DestinationState::Burned(_)
+                );
+                if !ending {
+                    tracing::warn!(migration = %self.migration, %why, "QEMU at the destination is gone");
+                }
                 self.qmp = None;
                 self.apply(DestinationEvent::QemuDied, todo);
             }

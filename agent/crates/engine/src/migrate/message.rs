@@ -122,6 +122,8 @@ pub enum FromDestination {
         status: String,
         /// Empty when the guest is well.
         complaint: String,
+        /// Nothing is wrong, and the guest's memory is not all there yet: ask again.
+        pending: bool,
     },
     /// The guest is this host's alone.
     Finalised {

@@ -373,7 +373,9 @@ impl Owner {
             }
             SourceAction::Abort => {
                 let reason = match self.state() {
-                    SourceState::Undoing(why) | SourceState::Stopped(why) => why.clone(),
+                    SourceState::Undoing(why) | SourceState::RolledBack(why) | SourceState::Stopped(why) => {
+                        why.clone()
+                    }
                     _ => "the source gave up".to_owned(),
                 };
                 if let Err(why) = self.tell(&FromSource::Abort { reason }).await {
@@ -454,7 +456,8 @@ impl Owner {
                 self.apply(SourceEvent::NotRun, todo);
             }
             FromDestination::Verdict { verdict } => self.apply(SourceEvent::Verdict(verdict), todo),
-            FromDestination::Proof { status, complaint } if complaint.is_empty() => {
+            FromDestination::Proof { pending: true, .. } => {}
+            FromDestination::Proof { status, complaint, .. } if complaint.is_empty() => {
                 tracing::info!(migration = %self.job.migration, %status, "the guest proved itself");
                 self.apply(SourceEvent::Proved, todo);
                 if !self.job.options.hold {

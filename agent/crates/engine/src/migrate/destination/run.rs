@@ -108,19 +108,14 @@ impl Owner {
             let qmp = self.monitor().await?;
             let status = qmp.query_status().await.map_err(|error| chain(&error))?;
             let info = qmp.query_migrate().await.map_err(|error| chain(&error))?;
-            let whole = info.status.is_none_or(|status| status.is_final());
-            let complaint = if !status.running || status.status != RunState::Running {
-                "the guest does not run"
-            } else if whole {
-                ""
-            } else {
-                "the guest's memory is not all there yet"
-            };
-            let complaint = complaint.to_owned();
-            Ok::<_, String>((status.status.as_str().to_owned(), complaint))
+            let runs = status.running && status.status == RunState::Running;
+            let pending = runs && info.status.is_some_and(|status| !status.is_final());
+            let complaint = if runs { String::new() } else { "the guest does not run".to_owned() };
+            Ok::<_, String>((status.status.as_str().to_owned(), complaint, pending))
         };
-        let (status, complaint) = outcome.await.unwrap_or_else(|why| ("unknown".to_owned(), why));
-        FromDestination::Proof { status, complaint }
+        let (status, complaint, pending) =
+            outcome.await.unwrap_or_else(|why| ("unknown".to_owned(), why, false));
+        FromDestination::Proof { status, complaint, pending }
     }
 
     /// Ends the guest's process and removes its disks. False when that failed: it is tried again at the next start.
@@ -136,6 +131,8 @@ impl Owner {
     }
 
     async fn try_discard(&mut self) -> Result<(), String> {
+        // Before what they write to goes away.
+        self.carriers.shutdown().await;
         let vmd = VmdClient::connect(&self.context.vmd).await.map_err(|error| chain(&error))?;
         let known = vmd.list().await.map_err(|error| chain(&error))?;
         let generation = self.record.generation;

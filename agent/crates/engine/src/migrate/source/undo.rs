@@ -45,15 +45,16 @@ impl Owner {
     pub(super) async fn resume(&mut self) -> Option<SourceEvent> {
         loop {
             let Err(why) = self.try_resume().await else { return Some(SourceEvent::Resumed) };
-            tracing::error!(migration = %self.job.migration, %why, "the guest cannot be resumed at the source");
-            self.record.report.note = Some(why);
             let lives = self
                 .job
                 .process
                 .is_some_and(|process| process.activity().is_ok_and(|activity| activity != Activity::Dead));
             if !lives {
+                tracing::debug!(migration = %self.job.migration, %why, "there is no guest to be resumed");
                 return Some(SourceEvent::QemuDied);
             }
+            tracing::error!(migration = %self.job.migration, %why, "the guest cannot be resumed at the source");
+            self.record.report.note = Some(why);
             self.publish(None);
             tokio::select! {
                 () = tokio::time::sleep(TRY_AGAIN) => {}
