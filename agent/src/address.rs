@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use hypervisor::nbd::Uri;
 
@@ -40,6 +41,15 @@ pub struct RemoteAddress {
     pub name: String,
 }
 
+/// `novaferry://HOST[:PORT]`: another host's agent.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HostAddress {
+    /// Name or address of the host, an IPv6 address without brackets.
+    pub host: String,
+    /// Its port, for UDP and TCP.
+    pub port: u16,
+}
+
 /// A text that names no volume.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum AddressError {
@@ -61,6 +71,9 @@ pub enum AddressError {
     /// Not two path components.
     #[error("{0:?} does not name a pool and a volume; write novaferry://HOST:PORT/POOL/NAME")]
     Parts(String),
+    /// No agent's address.
+    #[error("{0:?} is no agent's address; write novaferry://HOST:PORT")]
+    NoHost(String),
     /// A name that is not allowed.
     #[error(
         "{0:?} is no name of a pool or volume; write 1 to 128 of a-z, 0-9, '.', '_' and '-', beginning with a letter \
@@ -102,15 +115,12 @@ impl VolumeAddress {
     }
 }
 
-impl RemoteAddress {
-    fn parse(rest: &str) -> Result<Self, AddressError> {
-        let (authority, path) = rest.split_once('/').ok_or_else(|| AddressError::Parts(shorten(rest)))?;
-        let (pool, name) = path.split_once('/').ok_or_else(|| AddressError::Parts(shorten(path)))?;
-        for part in [pool, name] {
-            if !is_name(part) {
-                return Err(AddressError::Name(shorten(part)));
-            }
-        }
+impl HostAddress {
+    /// `HOST` or `HOST:PORT`, an IPv6 address in brackets.
+    ///
+    /// # Errors
+    /// [`AddressError`].
+    pub fn from_authority(authority: &str) -> Result<Self, AddressError> {
         let (host, port) = match authority.strip_prefix('[') {
             Some(inner) => {
                 let (host, after) =
@@ -143,18 +153,53 @@ impl RemoteAddress {
                 number.ok_or_else(|| AddressError::Port(shorten(text)))?
             }
         };
-        Ok(Self { host: host.to_owned(), port, pool: pool.to_owned(), name: name.to_owned() })
+        Ok(Self { host: host.to_owned(), port })
+    }
+
+    /// `HOST:PORT`, an IPv6 address in brackets.
+    #[must_use]
+    pub fn authority(&self) -> String {
+        let Self { host, port } = self;
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    }
+}
+
+impl FromStr for HostAddress {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        match text.split_once("://") {
+            Some((SCHEME, rest)) => Self::from_authority(rest.strip_suffix('/').unwrap_or(rest)),
+            _ => Err(AddressError::NoHost(shorten(text))),
+        }
+    }
+}
+
+impl fmt::Display for HostAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{SCHEME}://{}", self.authority())
+    }
+}
+
+impl RemoteAddress {
+    fn parse(rest: &str) -> Result<Self, AddressError> {
+        let (authority, path) = rest.split_once('/').ok_or_else(|| AddressError::Parts(shorten(rest)))?;
+        let (pool, name) = path.split_once('/').ok_or_else(|| AddressError::Parts(shorten(path)))?;
+        for part in [pool, name] {
+            if !is_name(part) {
+                return Err(AddressError::Name(shorten(part)));
+            }
+        }
+        let HostAddress { host, port } = HostAddress::from_authority(authority)?;
+        Ok(Self { host, port, pool: pool.to_owned(), name: name.to_owned() })
     }
 }
 
 impl fmt::Display for RemoteAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { host, port, pool, name } = self;
-        if host.contains(':') {
-            write!(f, "{SCHEME}://[{host}]:{port}/{pool}/{name}")
-        } else {
-            write!(f, "{SCHEME}://{host}:{port}/{pool}/{name}")
-        }
+        let agent = HostAddress { host: host.clone(), port: *port };
+        write!(f, "{agent}/{pool}/{name}")
     }
 }
 
@@ -214,6 +259,22 @@ mod tests {
         assert_eq!(parse("novaferry://[fe80::1]/g/w").unwrap(), remote("fe80::1", 7440, "g", "w"));
         for text in ["novaferry://[::1]:7441/g/w", "novaferry://a.example:1/g/w"] {
             assert_eq!(parse(text).unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn agents() {
+        let is = |text: &str, host: &str, port: u16| {
+            assert_eq!(text.parse(), Ok(HostAddress { host: host.to_owned(), port }), "{text}");
+        };
+        is("novaferry://host-b", "host-b", 7440);
+        is("novaferry://host-b:99/", "host-b", 99);
+        is("novaferry://[fe80::1]:99", "fe80::1", 99);
+        let back: HostAddress = "novaferry://[fe80::1]:99".parse().unwrap();
+        assert_eq!(back.to_string(), "novaferry://[fe80::1]:99");
+        assert_eq!("host-b:99".parse::<HostAddress>(), Err(AddressError::NoHost("host-b:99".to_owned())));
+        for bad in ["novaferry://host-b/gold", "novaferry://", "novaferry://h:0", "nbd://host-b"] {
+            assert!(bad.parse::<HostAddress>().is_err(), "{bad}");
         }
     }
 

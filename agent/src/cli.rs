@@ -1,6 +1,7 @@
 //! The command line: what can be written, and how it becomes settings. Only here are clap's types; what each command
 //! does is elsewhere.
 
+mod migrate;
 mod pki;
 #[cfg(test)]
 mod tests;
@@ -25,7 +26,7 @@ use crate::failure::{Exit, Failure};
 use crate::observe::{self, Telemetry};
 use crate::output::progress::TerminalLog;
 use crate::output::{self, Format};
-use crate::{control, copy, daemon, env, verify};
+use crate::{control, copy, daemon, env, migrate as moving, verify};
 
 /// Worker threads of the runtime: one that may be busy with a session's bookkeeping while the other answers signals,
 /// control and metrics. Data is hashed and compressed on the engine's own threads, and connections have their own.
@@ -46,7 +47,8 @@ Environment: NOVAFERRY_LOG, a log filter such as \"info\" or \"novaferry_engine=
 Examples:
   novaferry-agent pki init ca && novaferry-agent pki issue host-a --ca ca --out hosts
   novaferry-agent serve --config /etc/novaferry/agent.toml
-  novaferry-agent copy disk.img novaferry://host-b:7440/gold/web-1 --identity hosts/host-a";
+  novaferry-agent copy disk.img novaferry://host-b:7440/gold/web-1 --identity hosts/host-a
+  novaferry-agent migrate web-1 --to novaferry://host-b:7440";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -60,6 +62,12 @@ enum Command {
     Verify(VerifyArgs),
     /// Sessions of the daemon on this host.
     Session(SessionArgs),
+    /// Moves a running VM to another host.
+    Migrate(Box<migrate::MigrateArgs>),
+    /// Migrations from and to this host.
+    Migration(migrate::MigrationArgs),
+    /// Virtual machines of this host.
+    Vm(migrate::VmArgs),
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
@@ -324,22 +332,24 @@ fn compression(text: &str) -> Result<reduce::Mode, String> {
     }
 }
 
-/// `30s`, `10m`, `2h`, or `0` for no time at all.
+/// `300ms`, `30s`, `10m`, `2h`, or `0` for no time at all.
 fn duration(text: &str) -> Result<Duration, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
+    // In milliseconds.
     let factor = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
         "" if number == "0" => 1,
-        _ => return Err("write a whole number and s, m or h, such as 2m".to_owned()),
+        _ => return Err("write a whole number and ms, s, m or h, such as 2m".to_owned()),
     };
-    let seconds: Option<u64> = number.parse().ok();
-    match seconds.and_then(|seconds| seconds.checked_mul(factor)) {
+    let millis = number.parse().ok().and_then(|number: u64| number.checked_mul(factor));
+    match millis {
         // A year: longer is a mistake, and far below what clocks can add.
-        Some(seconds) if seconds <= 365 * 86_400 => Ok(Duration::from_secs(seconds)),
-        _ => Err("write a whole number and s, m or h, up to a year, such as 2m".to_owned()),
+        Some(millis) if millis <= 365 * 86_400_000 => Ok(Duration::from_millis(millis)),
+        _ => Err("write a whole number and ms, s, m or h, up to a year, such as 2m".to_owned()),
     }
 }
 
@@ -425,6 +435,12 @@ pub fn run() -> ExitCode {
             (format, verify_settings(args).and_then(|settings| interactive(format, verify::run(settings))))
         }
         Command::Session(args) => session(args),
+        Command::Migrate(args) => {
+            let format = args.output.into();
+            (format, interactive(format, moving::run(args.settings())))
+        }
+        Command::Migration(args) => asked(args.request()),
+        Command::Vm(args) => asked(args.request()),
     };
     match result {
         Ok(()) => Exit::Done.into(),
@@ -503,12 +519,16 @@ fn serve(args: &ServeArgs) -> Result<(), Failure> {
 
 fn session(args: SessionArgs) -> (Format, Result<(), Failure>) {
     let SessionArgs { command } = args;
-    let (socket, request) = match command {
+    asked(match command {
         SessionCommand::List { socket } => (socket, control::Request::List {}),
         SessionCommand::Cancel { session, socket } => {
             (socket, control::Request::Cancel { session: session.to_string() })
         }
-    };
+    })
+}
+
+/// Asks the daemon and prints its answer.
+fn asked((socket, request): (SocketArgs, control::Request)) -> (Format, Result<(), Failure>) {
     let format = Format::from(socket.output);
     let result = runtime()
         .and_then(|runtime| runtime.block_on(control::client::run(&socket.socket, &request, format)));

@@ -9,6 +9,7 @@ mod file;
 mod limits;
 mod pool;
 pub mod units;
+pub mod vms;
 
 #[cfg(test)]
 mod tests;
@@ -19,11 +20,13 @@ use std::path::{Path, PathBuf};
 
 pub use error::{ConfigError, ConfigErrorKind, Warning};
 pub use file::{
-    FileConfig, FileControl, FileIdentity, FileLimits, FileListen, FileLog, FileMetrics, FileOtlp, FilePool,
+    FileConfig, FileControl, FileIdentity, FileLimits, FileListen, FileLog, FileMetrics, FileMigrateIn,
+    FileOtlp, FilePool, FileVm, FileVms,
 };
 pub use limits::Limits;
 pub use pool::{Pool, PoolName};
 use units::ByteSize;
+use vms::{MigrateIn, Vms};
 
 use crate::env;
 use crate::pki::{IdentityPaths, KeyOrigin};
@@ -91,6 +94,10 @@ pub struct Config {
     pub otlp: Option<Otlp>,
     /// Journals, sidecars and generations.
     pub state: PathBuf,
+    /// Virtual machines of this host.
+    pub vms: Vms,
+    /// Virtual machines that may come to it.
+    pub migrate_in: MigrateIn,
 }
 
 impl Config {
@@ -123,7 +130,20 @@ impl Config {
     /// # Errors
     /// As [`Self::parse`].
     pub fn from_file(file: FileConfig, credentials: Option<&Path>) -> Result<Self, ConfigError> {
-        let FileConfig { listen, identity, pool, metrics, limits, control, log, otlp, state_dir } = file;
+        let FileConfig {
+            listen,
+            identity,
+            pool,
+            metrics,
+            limits,
+            control,
+            log,
+            otlp,
+            state_dir,
+            vms,
+            vm,
+            migrate_in,
+        } = file;
         let FileListen { address } = listen;
         let FileMetrics { listen: metrics } = metrics;
         let FileControl { socket } = control;
@@ -133,16 +153,20 @@ impl Config {
             Some("off") => None,
             other => Some(socket_address("metrics.listen", other, DEFAULT_METRICS)?),
         };
+        let pools = pool::validate(pool)?;
+        let migrate_in = vms::migrate_in(migrate_in, &pools)?;
         Ok(Self {
             listen: socket_address("listen.address", address.as_deref(), DEFAULT_LISTEN)?,
             identity: identity_paths(identity, credentials)?,
-            pools: pool::validate(pool)?,
+            pools,
             metrics,
             limits: Limits::from_file(limits)?,
             control: absolute("control.socket", socket, DEFAULT_CONTROL)?,
             log: Log { format: log_format(format.as_deref())?, level: log_level(level)? },
             otlp: otlp.map(otlp_endpoint).transpose()?,
             state,
+            vms: vms::vms(vms, vm)?,
+            migrate_in,
         })
     }
 

@@ -3,27 +3,43 @@
 //! ```text
 //! client: {"command":"list"}                                  daemon: {"sessions":[{...}]}
 //! client: {"command":"cancel","session":"<32 digits>"}        daemon: {"cancelled":"<32 digits>"}
+//! client: {"command":"vms"}                                   daemon: {"vms":[{...}]}
+//! client: {"command":"migrate","vm":"web","to":"novaferry://HOST:PORT",...}
+//!                                                             daemon: {"migrating":"<32 digits>"}
+//! client: {"command":"migrations"}                            daemon: {"migrations":[{...}]}
+//! client: {"command":"migration","id":"<digits>"}             daemon: {"migration":{"record":{...},...}}
+//! client: {"command":"migration-cancel","id":"<digits>"}      daemon: {"asked":"<32 digits>"}
+//! client: {"command":"migration-finalise","id":"<digits>"}    daemon: {"asked":"<32 digits>"}
+//! client: {"command":"migration-resolve","id":"<digits>","keep":"source"}
+//!                                                             daemon: {"asked":"<32 digits>"}
 //!                                                             daemon: {"error":"what; what to do"}
 //! ```
+//!
+//! An `id` of a migration may be its first digits, if no other begins with them. What the fields mean stands in
+//! [`migration`].
 
 pub mod client;
+pub mod migration;
 pub mod server;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use engine::migrate::status::Choice;
 use serde::{Deserialize, Serialize};
 
-/// Longest request: a command and a session, many times over.
+use migration::{ListedMigration, ListedVm, Migrate, Shown};
+
+/// Longest request: a command and a session, or all options of a migration, many times over.
 const MAX_REQUEST: u64 = 4096;
-/// Longest answer: a list of ten thousand sessions.
-const MAX_ANSWER: u64 = 16 << 20;
+/// Longest answer: the inventory of a folder with as many VMs as are looked at (16,384), 2 KiB each.
+const MAX_ANSWER: u64 = 32 << 20;
 /// How long one side waits for the other: both are on this host.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a client asks.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(tag = "command", rename_all = "lowercase", deny_unknown_fields)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// All sessions.
     List {},
@@ -32,16 +48,54 @@ pub enum Request {
         /// Which.
         session: String,
     },
+    /// All virtual machines of this host.
+    Vms {},
+    /// Move one to another host.
+    Migrate(Box<Migrate>),
+    /// All migrations that this host remembers, newest first.
+    Migrations {},
+    /// One of them.
+    Migration {
+        /// Which.
+        id: String,
+    },
+    /// Undo one, while that is possible.
+    MigrationCancel {
+        /// Which.
+        id: String,
+    },
+    /// Give the source's copy up.
+    MigrationFinalise {
+        /// Which.
+        id: String,
+    },
+    /// End doubt, or choose a copy after the destination's was lost. The caller asserts that the other host is off.
+    MigrationResolve {
+        /// Which.
+        id: String,
+        /// Whose copy is to live.
+        keep: Choice,
+    },
 }
 
 /// What the daemon answers.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Answer {
     /// The sessions that run.
     Sessions(Vec<Listed>),
     /// This session was told to end.
     Cancelled(String),
+    /// The virtual machines of this host.
+    Vms(Vec<ListedVm>),
+    /// This migration has begun.
+    Migrating(String),
+    /// The migrations.
+    Migrations(Vec<ListedMigration>),
+    /// One migration.
+    Migration(Box<Shown>),
+    /// This migration was asked; its state shows what came of it.
+    Asked(String),
     /// Nothing was done.
     Error(String),
 }
@@ -114,6 +168,9 @@ pub enum ControlError {
 
 #[cfg(test)]
 mod tests {
+    use engine::migrate::record::{Record, Role};
+    use engine::migrate::status::{DestinationState, Live, Status};
+
     use super::*;
 
     #[test]
@@ -122,9 +179,37 @@ mod tests {
         assert_eq!(list, Request::List {});
         let cancel: Request = serde_json::from_str(r#"{"command":"cancel","session":"ab"}"#).unwrap();
         assert_eq!(cancel, Request::Cancel { session: "ab".to_owned() });
-        for bad in
-            [r#"{"command":"stop"}"#, r#"{"command":"list","x":1}"#, r#"{"command":"cancel"}"#, "[]", ""]
-        {
+        for (text, request) in [
+            (r#"{"command":"vms"}"#, Request::Vms {}),
+            (r#"{"command":"migrations"}"#, Request::Migrations {}),
+            (r#"{"command":"migration","id":"ab"}"#, Request::Migration { id: "ab".to_owned() }),
+            (r#"{"command":"migration-cancel","id":"ab"}"#, Request::MigrationCancel { id: "ab".to_owned() }),
+            (
+                r#"{"command":"migration-finalise","id":"ab"}"#,
+                Request::MigrationFinalise { id: "ab".to_owned() },
+            ),
+            (
+                r#"{"command":"migration-resolve","id":"ab","keep":"destination"}"#,
+                Request::MigrationResolve { id: "ab".to_owned(), keep: Choice::Destination },
+            ),
+            (
+                r#"{"command":"migrate","vm":"web","to":"novaferry://b"}"#,
+                Request::Migrate(Box::new(Migrate::new("web", "novaferry://b"))),
+            ),
+        ] {
+            assert_eq!(serde_json::from_str::<Request>(text).unwrap(), request);
+            let back = serde_json::to_string(&request).unwrap();
+            assert_eq!(serde_json::from_str::<Request>(&back).unwrap(), request);
+        }
+        for bad in [
+            r#"{"command":"migrate","vm":"web","to":"b","downtime":1}"#,
+            r#"{"command":"migration-resolve","id":"ab"}"#,
+            r#"{"command":"stop"}"#,
+            r#"{"command":"list","x":1}"#,
+            r#"{"command":"cancel"}"#,
+            "[]",
+            "",
+        ] {
             assert!(serde_json::from_str::<Request>(bad).is_err(), "{bad}");
         }
         let listed = Listed {
@@ -150,5 +235,45 @@ mod tests {
             r#"{"cancelled":"ab"}"#
         );
         assert_eq!(serde_json::to_string(&Answer::Error("no".to_owned())).unwrap(), r#"{"error":"no"}"#);
+        let vm = ListedVm {
+            id: "7f".to_owned(),
+            name: "web".to_owned(),
+            state: "running".to_owned(),
+            access: migration::ListedAccess::Live { qmp: "/q".to_owned() },
+            pid: Some(7),
+            folder: None,
+            findings: Vec::new(),
+        };
+        assert_eq!(
+            serde_json::to_string(&Answer::Vms(vec![vm])).unwrap(),
+            concat!(
+                r#"{"vms":[{"id":"7f","name":"web","state":"running","access":{"can":"live","qmp":"/q"},"#,
+                r#""pid":7,"folder":null,"findings":[]}]}"#
+            )
+        );
+    }
+
+    #[test]
+    fn a_migration_is_shown_with_all_that_is_known() {
+        let state = DestinationState::Burned("cancelled".to_owned());
+        let role = Role::Destination { state, disks: vec!["/srv/a".to_owned()] };
+        let mut record = Record::new(volume::SessionId([0xab; 16]), "web", "host-a", role);
+        (record.began, record.changed) = (1, 2);
+        let id = "ab".repeat(16);
+        let listed = Answer::Migrations(vec![ListedMigration::new(&record, true)]);
+        assert_eq!(
+            serde_json::to_string(&listed).unwrap(),
+            format!(
+                "{{\"migrations\":[{{\"migration\":\"{id}\",\"vm\":\"web\",\"role\":\"destination\",\
+                 \"state\":\"discarded\",\"peer\":\"host-a\",\"generation\":0,\"began\":1,\"changed\":2,\
+                 \"over\":true}}]}}"
+            )
+        );
+        let status = Status { record, live: Live::default(), findings: Vec::new() };
+        let shown = Answer::Migration(Box::new(Shown { status, over: true }));
+        let text = serde_json::to_string(&shown).unwrap();
+        assert!(text.starts_with(r#"{"migration":{"record":{"version":1,"migration":"abab"#), "{text}");
+        assert!(text.ends_with(r#""findings":[],"over":true}}"#), "{text}");
+        assert_eq!(serde_json::from_str::<Answer>(&text).unwrap(), shown);
     }
 }

@@ -1,11 +1,12 @@
 //! `serve`: the daemon that takes volumes into its pools and gives them out.
 //!
 //! One task owns everything: it accepts sessions and starts a task for each, notices those that end, keeps the identity
-//! current, and sets the metrics. When it is asked to stop it closes the listener, lets sessions make durable what is
+//! current, and sets the metrics. Migrations have an owner of their own. When it is asked to stop it closes the listener, lets sessions make durable what is
 //! in flight, and ends.
 
 mod identity;
 mod meter;
+mod migrations;
 mod sessions;
 
 use std::path::Path;
@@ -18,9 +19,10 @@ use engine::send::SenderState;
 use engine::transfer::{Accepted, Registry};
 use sd_notify::NotifyState;
 use tokio::signal::unix::SignalKind;
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
-use tunnel::{ListenOptions, Listener};
+use tunnel::{ListenOptions, Listener, Request};
 
 use crate::config::{self, Config};
 use crate::control::server::ControlSocket;
@@ -29,7 +31,10 @@ use crate::observe::prometheus::{self, Endpoint, Health, HealthState};
 use crate::pki::{Identity, IdentityWatcher};
 use crate::{credentials, signals, state};
 use meter::Meter;
+use migrations::{Migrations, Shows, With};
 use sessions::Sessions;
+
+pub use migrations::Desk;
 
 /// How often metrics are set and the identity's files looked at.
 const TICK: Duration = Duration::from_secs(2);
@@ -135,7 +140,13 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let most = sessions::most(&config.limits);
     let registry = Registry::new(most);
     make_parent(&config.control)?;
-    helpers.spawn(ControlSocket::bind(&config.control)?.serve(registry.clone(), ended.clone()));
+    let signer = Arc::new(credentials::signer(watcher.current()));
+    let (shows, shown) =
+        watch::channel(Shows { credentials: credentials.clone(), signer: Arc::clone(&signer) });
+    let with = With { process: process.clone(), pools: Arc::clone(&pools), shows: shown, stop: stop.clone() };
+    let (migrations, desk) = Migrations::open(&config, with)?;
+    let control = ControlSocket::bind(&config.control)?;
+    helpers.spawn(control.serve(registry.clone(), desk.clone(), ended.clone()));
 
     let options = ListenOptions {
         limit: config.limits.rate.map(config::units::Rate::bytes_per_second),
@@ -146,10 +157,11 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         process,
         pools,
         state: config.state.clone(),
-        signer: Arc::new(credentials::signer(watcher.current())),
+        signer,
         registry: registry.clone(),
         stop: stop.clone(),
     };
+    let mut moving = tokio::spawn(migrations.run());
     let mut keeper = identity::Keeper::new(watcher);
     let mut sessions = Sessions::new(accepted, most, config.limits.sessions_per_peer);
     let mut meter = Meter::new(config.limits.session_memory.0);
@@ -177,14 +189,15 @@ pub async fn run(config: Config) -> Result<(), Failure> {
                     Ok(since) => notify(&[NotifyState::Reloading, since]),
                     Err(error) => tracing::debug!(%error, "no monotonic clock for systemd"),
                 }
-                keeper.reload(&listener, &mut sessions, &meter, SystemTime::now());
+                keeper.reload(&listener, &mut sessions, &shows, &meter, SystemTime::now());
                 notify(&[NotifyState::Ready]);
             }
             _ = ticks.tick() => {
-                keeper.poll(&listener, &mut sessions, &meter, SystemTime::now());
+                keeper.poll(&listener, &mut sessions, &shows, &meter, SystemTime::now());
                 meter.look(sessions.running());
             }
             incoming = listener.accept() => match incoming {
+                Some(incoming) if matches!(incoming.request(), Request::Migrate(_)) => desk.take(incoming),
                 Some(incoming) => sessions.begin(incoming),
                 None => break,
             },
@@ -201,6 +214,9 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         while let Some(end) = sessions.next_end().await {
             meter.ended(end);
         }
+        if let Err(error) = (&mut moving).await {
+            tracing::error!(%error, "the owner of the migrations failed; this is a bug");
+        }
     };
     tokio::select! {
         drained = timeout(DRAIN, drained) => if drained.is_err() {
@@ -209,6 +225,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         _ = terminate.recv() => tracing::warn!("stopping at once"),
         _ = interrupt.recv() => tracing::warn!("stopping at once"),
     }
+    moving.abort();
     if timeout(GOODBYE, listener.ended()).await.is_err() {
         tracing::debug!("connections did not say goodbye in time");
     }

@@ -98,6 +98,13 @@ impl Failure {
         self
     }
 
+    /// The same failure, of somebody who went away from work that goes on without him.
+    #[must_use]
+    pub fn detached(mut self) -> Self {
+        self.exit = Exit::Interrupted;
+        self
+    }
+
     /// How the command ends.
     #[must_use]
     pub fn exit(&self) -> Exit {

@@ -1,7 +1,7 @@
-//! The novaferry agent: copies volumes between hosts.
+//! The novaferry agent: copies volumes between hosts, and moves running VMs.
 //!
 //! This library is the binary `novaferry-agent`, whose `main` only calls [`cli::run`]: the command line ([`cli`]), what
-//! each command does ([`copy`], [`verify`], [`daemon`]), the daemon's local socket ([`control`]), what is printed
+//! each command does ([`copy`], [`verify`], [`mod@migrate`], [`daemon`]), the daemon's local socket ([`control`]), what is printed
 //! ([`output`], [`failure`]), names of volumes ([`address`]), certificates ([`pki`]), the configuration file
 //! ([`config`]), logs, traces and metrics ([`observe`]), and the names of all environment variables ([`mod@env`]).
 
@@ -14,6 +14,7 @@ pub mod credentials;
 pub mod daemon;
 pub mod env;
 pub mod failure;
+pub mod migrate;
 pub mod observe;
 pub mod output;
 pub mod pki;

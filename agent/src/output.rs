@@ -1,5 +1,6 @@
 //! What commands print: a result on stdout, progress and failures on stderr, or JSON objects on stdout.
 
+pub mod migration;
 pub mod progress;
 pub mod summary;
 

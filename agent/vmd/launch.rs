@@ -22,8 +22,8 @@ pub(crate) struct Program<'a> {
     pub(crate) arguments: Vec<OsString>,
     /// The user and group that it runs as; none is vmd's.
     pub(crate) uid: Option<u32>,
-    /// Group of `/dev/kvm`, when the VM needs it.
-    pub(crate) kvm_group: Option<u32>,
+    /// Groups of the devices that the VM needs.
+    pub(crate) groups: Vec<u32>,
     pub(crate) folder: &'a Path,
     pub(crate) log: &'a Path,
 }
@@ -67,9 +67,11 @@ fn command(program: &Program<'_>, scope: Option<&str>, own: &Path) -> Vec<OsStri
     let [launch, log, folder, end] = ["launch", "--log", "--folder", "--"].map(OsStr::new);
     add(&[own.as_os_str(), launch, log, program.log.as_os_str(), folder, program.folder.as_os_str(), end]);
     if let Some(uid) = program.uid {
-        let groups = program
-            .kvm_group
-            .map_or_else(|| "--clear-groups".to_owned(), |group| format!("--groups={group}"));
+        let groups: Vec<String> = program.groups.iter().map(u32::to_string).collect();
+        let groups = match groups[..] {
+            [] => "--clear-groups".to_owned(),
+            _ => format!("--groups={}", groups.join(",")),
+        };
         let [uid, gid] = [format!("--reuid={uid}"), format!("--regid={uid}")];
         let words = [
             "setpriv",
@@ -159,9 +161,9 @@ pub(crate) fn cap_log(log: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn program<'a>(uid: Option<u32>, kvm_group: Option<u32>) -> Program<'a> {
+    fn program<'a>(uid: Option<u32>, groups: &[u32]) -> Program<'a> {
         let [qemu, folder, log] = ["/usr/bin/qemu", "/vms/a/run", "/state/a.log"].map(Path::new);
-        Program { vm: "a", qemu, arguments: vec!["-S".into()], uid, kvm_group, folder, log }
+        Program { vm: "a", qemu, arguments: vec!["-S".into()], uid, groups: groups.to_vec(), folder, log }
     }
 
     fn words(program: &Program<'_>, scope: Option<&str>) -> String {
@@ -172,17 +174,17 @@ mod tests {
     #[test]
     fn the_line_of_commands_is_as_documented() {
         assert_eq!(
-            words(&program(None, None), None),
+            words(&program(None, &[]), None),
             "/usr/bin/novaferry-vmd launch --log /state/a.log --folder /vms/a/run -- /usr/bin/qemu -S"
         );
         assert_eq!(
-            words(&program(Some(420_000), Some(107)), Some(&unit("a", 3))),
+            words(&program(Some(420_000), &[107, 64055]), Some(&unit("a", 3))),
             "systemd-run --scope --quiet --collect --unit=novaferry-vm-a-3.scope --description=VM a -- \
              /usr/bin/novaferry-vmd launch --log /state/a.log --folder /vms/a/run -- \
-             setpriv --reuid=420000 --regid=420000 --groups=107 --no-new-privs --inh-caps=-all --bounding-set=-all -- \
+             setpriv --reuid=420000 --regid=420000 --groups=107,64055 --no-new-privs --inh-caps=-all --bounding-set=-all -- \
              /usr/bin/qemu -S"
         );
-        assert!(words(&program(Some(420_000), None), None).contains("--clear-groups"));
+        assert!(words(&program(Some(420_000), &[]), None).contains("--clear-groups"));
     }
 
     #[test]

@@ -58,6 +58,15 @@ fn arguments_are_understood() {
         "x copy a b --peer Upper",
         "x session cancel 12",
         "x pki revoke --ca ca",
+        "x migrate web",
+        "x migrate web --to host-b",
+        "x migrate web --to novaferry://host-b/gold",
+        "x migrate web --to novaferry://b --multifd 9",
+        "x migrate web --to novaferry://b --dry-run --detach",
+        "x migrate web --to novaferry://b --max-downtime 300",
+        "x migration status xyz",
+        "x migration resolve ab --keep source",
+        "x migration resolve ab --other-side-is-off",
         "x pki revoke a --serial 00 --ca ca",
     ] {
         let error = parse(bad).unwrap_err();
@@ -66,8 +75,68 @@ fn arguments_are_understood() {
 }
 
 #[test]
+fn migrations_are_understood() {
+    use crate::control::Request;
+    use crate::control::migration::{Migrate, Mode, Network, NoConverge, Transport};
+
+    let parse = |text: &str| Cli::try_parse_from(text.split(' ')).unwrap().command;
+    let migrate = |text: &str| match parse(text) {
+        Command::Migrate(args) => args.settings(),
+        other => panic!("{other:?}"),
+    };
+    let plain = migrate("x migrate web --to novaferry://host-b");
+    assert_eq!(plain.migrate, Migrate::new("web", "novaferry://host-b:7440"));
+    assert!(!plain.detach && plain.output == Format::Text);
+    let all = migrate(
+        "x migrate web --to novaferry://[::1]:99 --pool gold --mode warm --max-downtime 2s --timeout 1h \
+         --on-no-converge throttle --multifd 0 --ram-cache 64MiB --limit 200Mbit/s --transport tcp --profile wan --via \
+         127.0.0.1 --peer host-b --compress off --verify readback --hold --detach --socket /s --output json",
+    );
+    let expected = Migrate {
+        pool: Some("gold".to_owned()),
+        mode: Mode::Warm,
+        max_downtime_ms: 2000,
+        timeout_ms: 3_600_000,
+        on_no_converge: NoConverge::Throttle,
+        multifd: 0,
+        ram_cache: 64 << 20,
+        limit: Some(25_000_000),
+        transport: Transport::Tcp,
+        profile: Network::Wan,
+        via: vec!["127.0.0.1".parse().unwrap()],
+        peer: Some("host-b".to_owned()),
+        compress: None,
+        readback: true,
+        hold: true,
+        ..Migrate::new("web", "novaferry://[::1]:99")
+    };
+    assert_eq!(all.migrate, expected);
+    assert!(all.detach && all.output == Format::Json && all.socket == std::path::Path::new("/s"));
+
+    let request = |text: &str| match parse(text) {
+        Command::Migration(args) => args.request().1,
+        Command::Vm(args) => args.request().1,
+        other => panic!("{other:?}"),
+    };
+    let id = "ab".to_owned();
+    assert_eq!(request("x vm list"), Request::Vms {});
+    assert_eq!(request("x migration list"), Request::Migrations {});
+    assert_eq!(request("x migration status AB"), Request::Migration { id: id.clone() });
+    for undo in ["cancel", "rollback"] {
+        let expected = Request::MigrationCancel { id: id.clone() };
+        assert_eq!(request(&format!("x migration {undo} ab")), expected);
+    }
+    assert_eq!(request("x migration finalise ab"), Request::MigrationFinalise { id: id.clone() });
+    assert_eq!(
+        request("x migration resolve ab --keep destination --other-side-is-off"),
+        Request::MigrationResolve { id, keep: engine::migrate::status::Choice::Destination }
+    );
+}
+
+#[test]
 fn durations() {
     assert_eq!(duration("0"), Ok(Duration::ZERO));
+    assert_eq!(duration("300ms"), Ok(Duration::from_millis(300)));
     assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
     assert_eq!(duration("2h"), Ok(Duration::from_secs(7200)));
     for bad in ["", "s", "-1s", "1.5m", "99999999999999999999s", "9000h"] {

@@ -1,5 +1,6 @@
 //! The file as it is written: every key optional, nothing checked but the types.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -20,6 +21,9 @@ pub struct FileConfig {
     pub control: FileControl,
     pub log: FileLog,
     pub otlp: Option<FileOtlp>,
+    pub vms: FileVms,
+    pub vm: Vec<FileVm>,
+    pub migrate_in: FileMigrateIn,
     pub state_dir: Option<PathBuf>,
 }
 
@@ -71,6 +75,7 @@ pub struct FileLimits {
     pub total_memory: Option<ByteSize>,
     pub dedup_memory: Option<ByteSize>,
     pub rate: Option<Rate>,
+    pub migrations: Option<u32>,
 }
 
 /// `[control]`.
@@ -96,6 +101,40 @@ pub struct FileLog {
 #[expect(missing_docs, reason = "each field is the key of its name")]
 pub struct FileOtlp {
     pub endpoint: Option<String>,
+}
+
+/// `[vms]`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "each field is the key of its name; Vms explains them")]
+pub struct FileVms {
+    pub folder: Option<PathBuf>,
+    pub vmd: Option<PathBuf>,
+    pub runtime: Option<PathBuf>,
+}
+
+/// `[[vm]]`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "each field is the key of its name; NamedVm explains them")]
+pub struct FileVm {
+    pub name: Option<String>,
+    pub qmp: Option<PathBuf>,
+    pub folder: Option<PathBuf>,
+}
+
+/// `[migrate_in]`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "each field is the key of its name; MigrateIn explains them")]
+pub struct FileMigrateIn {
+    pub allow: Vec<String>,
+    pub pool: Option<String>,
+    pub default_bridge: Option<String>,
+    pub bridges: BTreeMap<String, String>,
+    pub boot: Option<PathBuf>,
+    pub firmware: Option<PathBuf>,
+    pub ram_cache: Option<ByteSize>,
 }
 
 impl FileConfig {

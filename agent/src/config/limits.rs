@@ -23,6 +23,9 @@ const LEAST_DEDUP_MEMORY: ByteSize = ByteSize(MIB);
 /// Slowest rate that can be asked for: below, keep-alives and acknowledgements take most of it.
 const LEAST_RATE: Rate = Rate::from_bytes_per_second(100_000 / 8);
 
+/// Migrations at once, both ways: each reads or writes a VM's disks and memory as fast as the link.
+const MIGRATIONS: u32 = 4;
+
 /// Bounds of what peers can make the agent use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
@@ -38,6 +41,8 @@ pub struct Limits {
     pub dedup_memory: Option<ByteSize>,
     /// Rate of each session, both directions together; `None` for as fast as the link.
     pub rate: Option<Rate>,
+    /// Migrations that move data at once, of both directions together.
+    pub migrations: u32,
 }
 
 impl Default for Limits {
@@ -49,14 +54,22 @@ impl Default for Limits {
             total_memory: TOTAL_MEMORY,
             dedup_memory: Some(DEDUP_MEMORY),
             rate: None,
+            migrations: MIGRATIONS,
         }
     }
 }
 
 impl Limits {
     pub(super) fn from_file(file: FileLimits) -> Result<Self, ConfigError> {
-        let FileLimits { sessions, sessions_per_peer, session_memory, total_memory, dedup_memory, rate } =
-            file;
+        let FileLimits {
+            sessions,
+            sessions_per_peer,
+            session_memory,
+            total_memory,
+            dedup_memory,
+            rate,
+            migrations,
+        } = file;
         let sessions = sessions.unwrap_or(SESSIONS);
         if sessions == 0 {
             return Err(ConfigError::value(
@@ -93,6 +106,12 @@ impl Limits {
                 format!("write {LEAST_RATE} or more, or remove the key for no limit"),
             ));
         }
-        Ok(Self { sessions, sessions_per_peer, session_memory, total_memory, dedup_memory, rate })
+        let migrations = migrations.unwrap_or(MIGRATIONS);
+        if migrations == 0 {
+            let advice =
+                format!("write 1 or more, such as {MIGRATIONS}; [migrate_in] allow says who may come");
+            return Err(ConfigError::value("limits.migrations", "0", advice));
+        }
+        Ok(Self { sessions, sessions_per_peer, session_memory, total_memory, dedup_memory, rate, migrations })
     }
 }

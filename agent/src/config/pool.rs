@@ -23,12 +23,16 @@ impl PoolName {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
-        let valid = text.len() <= MAX_NAME
-            && text.bytes().next().is_some_and(plain)
-            && text.bytes().all(|c| plain(c) || matches!(c, b'.' | b'_' | b'-'));
-        valid.then(|| Self(text.to_owned()))
+        is_name(text).then(|| Self(text.to_owned()))
     }
+}
+
+/// Whether a text can name a pool, a volume or a VM.
+pub(super) fn is_name(text: &str) -> bool {
+    let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+    text.len() <= MAX_NAME
+        && text.bytes().next().is_some_and(plain)
+        && text.bytes().all(|c| plain(c) || matches!(c, b'.' | b'_' | b'-'))
 }
 
 impl fmt::Display for PoolName {
@@ -103,7 +107,7 @@ fn one(index: usize, file: FilePool) -> Result<Pool, ConfigError> {
     Ok(Pool { name, path, quota, push: peers(&key("push"), push)?, pull: peers(&key("pull"), pull)? })
 }
 
-fn peers(key: &str, names: Vec<String>) -> Result<Vec<PeerName>, ConfigError> {
+pub(super) fn peers(key: &str, names: Vec<String>) -> Result<Vec<PeerName>, ConfigError> {
     let mut peers = Vec::with_capacity(names.len());
     for name in names {
         let peer: PeerName = name.parse().map_err(|error: InvalidPeerName| {

@@ -2,6 +2,7 @@ use std::error::Error as _;
 use std::path::Path;
 
 use super::units::{ByteSize, InvalidUnit, Rate};
+use super::vms::NamedVm;
 use super::*;
 
 fn parse(text: &str) -> Config {
@@ -25,6 +26,10 @@ fn an_empty_file_is_all_defaults() {
     assert_eq!(config.limits, Limits::default());
     assert_eq!(config.log, Log { format: LogFormat::Text, level: "info".into() });
     assert_eq!((config.pools.len(), config.otlp), (0, None));
+    assert_eq!(config.vms.folder, Path::new("/var/lib/novacron/vms"));
+    assert_eq!(config.vms.vmd, Path::new("/run/novaferry/vmd.sock"));
+    assert_eq!(config.migrate_in.allow, []);
+    assert_eq!(config.migrate_in.slots(), 65_536);
 }
 
 #[test]
@@ -51,6 +56,7 @@ fn every_key_is_taken() {
         total_memory = 268435456
         dedup_memory = "0"
         rate = "200Mbit/s"
+        migrations = 2
         [control]
         socket = "/srv/agent.sock"
         [log]
@@ -58,6 +64,22 @@ fn every_key_is_taken() {
         level = "novaferry_engine=debug,info"
         [otlp]
         endpoint = "http://127.0.0.1:4318/"
+        [vms]
+        folder = "/srv/vms"
+        vmd = "/srv/vmd.sock"
+        runtime = "/srv/run"
+        [[vm]]
+        name = "web"
+        qmp = "/srv/web.sock"
+        folder = "/srv/web"
+        [migrate_in]
+        allow = ["host-a"]
+        pool = "gold"
+        default_bridge = "br0"
+        bridges = { lan = "br1" }
+        boot = "/srv/boot"
+        firmware = "/srv/firmware"
+        ram_cache = "1MiB"
         "#,
     );
     assert_eq!(config.listen, "[::]:7441".parse().unwrap());
@@ -74,8 +96,21 @@ fn every_key_is_taken() {
             total_memory: ByteSize(256 << 20),
             dedup_memory: None,
             rate: Some(Rate::from_bytes_per_second(25_000_000)),
+            migrations: 2,
         }
     );
+    let Vms { folder, vmd, runtime, named } = config.vms;
+    assert_eq!([folder, vmd, runtime], ["/srv/vms", "/srv/vmd.sock", "/srv/run"].map(PathBuf::from));
+    let web = NamedVm { name: "web".into(), qmp: "/srv/web.sock".into(), folder: Some("/srv/web".into()) };
+    assert_eq!(named, [web]);
+    let MigrateIn { allow, pool, default_bridge, bridges, boot, firmware, ram_cache } =
+        config.migrate_in.clone();
+    assert_eq!(allow.iter().map(|peer| peer.as_str()).collect::<Vec<_>>(), ["host-a"]);
+    assert_eq!(pool.unwrap().as_str(), "gold");
+    assert_eq!(default_bridge.as_deref(), Some("br0"));
+    assert_eq!(bridges, [("lan".to_owned(), "br1".to_owned())].into());
+    assert_eq!([boot, firmware], ["/srv/boot", "/srv/firmware"].map(|path| Some(path.into())));
+    assert_eq!((ram_cache, config.migrate_in.slots()), (ByteSize(1 << 20), 256));
     assert_eq!(config.otlp.unwrap().endpoint, "http://127.0.0.1:4318");
 }
 
@@ -144,6 +179,39 @@ fn messages_name_the_key_the_value_and_what_to_write() {
         (
             "[limits]\nrate = \"8kbit/s\"".into(),
             r#"limits.rate = "8kbit/s" is not possible; write 100kbit/s or more, or remove the key for no limit"#,
+        ),
+        (
+            "[limits]\nmigrations = 0".into(),
+            r#"limits.migrations = "0" is not possible; write 1 or more, such as 4; [migrate_in] allow says who may come"#,
+        ),
+        (
+            "[[vm]]\nname = \"web\"".into(),
+            "vm.0.qmp is missing; write the socket at which its QEMU listens (-qmp \
+             unix:/run/web/qmp.sock,server=on,wait=off)",
+        ),
+        (
+            "[[vm]]\nname = \"../web\"\nqmp = \"/a\"".into(),
+            r#"vm.0.name = "../web" is not possible; write 1 to 128 of a-z, 0-9, '.', '_' and '-', beginning with a letter or a digit"#,
+        ),
+        (
+            "[[vm]]\nname = \"a\"\nqmp = \"/a\"\n[[vm]]\nname = \"a\"\nqmp = \"/b\"".into(),
+            r#"vm.1.name = "a" is not possible; there is a VM of this name above: give each a name of its own"#,
+        ),
+        (
+            "[vms]\nvmd = \"vmd.sock\"".into(),
+            r#"vms.vmd = "vmd.sock" is not possible; write an absolute path without '..', such as "/run/novaferry/vmd.sock""#,
+        ),
+        (
+            "[migrate_in]\npool = \"gold\"".into(),
+            r#"migrate_in.pool = "gold" is not possible; write the name of a [[pool]] of this file"#,
+        ),
+        (
+            "[migrate_in]\nbridges = { br0 = \"a/b\" }".into(),
+            r#"migrate_in.bridges.br0 = "a/b" is not possible; write the name of a bridge, such as "br0""#,
+        ),
+        (
+            "[migrate_in]\nram_cache = \"4KiB\"".into(),
+            r#"migrate_in.ram_cache = "4KiB" is not possible; write 1MiB to 64GiB, such as "256MiB""#,
         ),
         (
             "[[pool]]\npath = \"/a\"".into(),

@@ -1,4 +1,4 @@
-//! `session list` and `session cancel`.
+//! The client's side of the control socket: asks, and prints the answer.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::{Answer, ControlError, Listed, MAX_ANSWER, Request, TIMEOUT};
 use crate::failure::Failure;
-use crate::output::{self, Format, bytes, duration};
+use crate::output::{self, Format, bytes, duration, migration};
 
 /// Asks and prints the answer.
 ///
@@ -26,6 +26,26 @@ pub async fn run(socket: &Path, request: &Request, format: Format) -> Result<(),
             }
         }
         (Format::Text, Answer::Cancelled(session)) => output::line(&format!("{session} is being cancelled")),
+        (Format::Text, Answer::Vms(vms)) if vms.is_empty() => output::line("no virtual machines"),
+        (Format::Text, Answer::Vms(vms)) => {
+            for vm in vms {
+                output::line(&migration::vm(vm));
+            }
+        }
+        (Format::Text, Answer::Migrations(migrations)) if migrations.is_empty() => {
+            output::line("no migrations")
+        }
+        (Format::Text, Answer::Migrations(migrations)) => {
+            for one in migrations {
+                output::line(&migration::listed(one));
+            }
+        }
+        (Format::Text, Answer::Migration(shown)) => output::line(&migration::shown(shown)),
+        (Format::Text, Answer::Migrating(id)) => output::line(&format!("{id} has begun")),
+        (Format::Text, Answer::Asked(id)) => output::line(&format!(
+            "{id} was asked; `novaferry-agent migration status {}` shows what came of it",
+            migration::short(id)
+        )),
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine::migrate::status::Command;
 use engine::transfer::{Registry, SessionInfo};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -15,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use wire::Direction;
 
 use super::{Answer, ControlError, Listed, MAX_REQUEST, Request, TIMEOUT};
+use crate::daemon::Desk;
 
 /// Clients at once: people and scripts on this host. More wait in the kernel.
 const MAX_CLIENTS: usize = 8;
@@ -64,7 +66,7 @@ impl ControlSocket {
     }
 
     /// Answers clients until `stop`.
-    pub async fn serve(self, registry: Registry, stop: CancellationToken) {
+    pub async fn serve(self, registry: Registry, desk: Desk, stop: CancellationToken) {
         let places = Arc::new(Semaphore::new(MAX_CLIENTS));
         let clients = TaskTracker::new();
         loop {
@@ -77,10 +79,10 @@ impl ControlSocket {
                 () = stop.cancelled() => break,
                 (accepted, place) = accept => match accepted {
                     Ok((stream, _)) => {
-                        let registry = registry.clone();
+                        let (registry, desk) = (registry.clone(), desk.clone());
                         clients.spawn(async move {
                             let _place = place;
-                            match timeout(TIMEOUT, converse(stream, &registry)).await {
+                            match timeout(TIMEOUT, converse(stream, &registry, &desk)).await {
                                 Ok(Ok(())) => {}
                                 Ok(Err(error)) => tracing::debug!(%error, "a control client broke off"),
                                 Err(_) => tracing::debug!("a control client took too long"),
@@ -108,13 +110,15 @@ impl Drop for ControlSocket {
     }
 }
 
-async fn converse(stream: UnixStream, registry: &Registry) -> std::io::Result<()> {
+async fn converse(stream: UnixStream, registry: &Registry, desk: &Desk) -> std::io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut request = Vec::new();
     BufReader::new(reader.take(MAX_REQUEST)).read_until(b'\n', &mut request).await?;
     let answer = match serde_json::from_slice(&request) {
-        Ok(request) => answer(&request, registry),
-        Err(error) => Answer::Error(format!("this is no request: {error}; use `novaferry-agent session`")),
+        Ok(request) => answer(&request, registry, desk).await,
+        Err(error) => {
+            Answer::Error(format!("this is no request: {error}; use the commands of novaferry-agent"))
+        }
     };
     let mut line = serde_json::to_vec(&answer)?;
     line.push(b'\n');
@@ -122,23 +126,41 @@ async fn converse(stream: UnixStream, registry: &Registry) -> std::io::Result<()
 }
 
 /// What a request does.
-#[must_use]
-pub fn answer(request: &Request, registry: &Registry) -> Answer {
+pub async fn answer(request: &Request, registry: &Registry, desk: &Desk) -> Answer {
     match request {
         Request::List {} => Answer::Sessions(registry.list().iter().map(listed).collect()),
-        Request::Cancel { session } => {
-            let cancelled = session.parse().is_ok_and(|id| registry.cancel(id));
-            if cancelled {
-                tracing::info!(%session, "cancelled through the control socket");
-                Answer::Cancelled(session.clone())
-            } else {
-                Answer::Error(format!(
-                    "no session {} runs here; `novaferry-agent session list` shows those that do",
-                    session.chars().take(64).collect::<String>()
-                ))
-            }
+        Request::Cancel { session } => cancel(session, registry),
+        Request::Vms {} => or_error(desk.list_vms().await, Answer::Vms),
+        Request::Migrate(asked) => {
+            or_error(desk.migrate(asked).await, |id| Answer::Migrating(id.to_string()))
+        }
+        Request::Migrations {} => or_error(desk.list().await, Answer::Migrations),
+        Request::Migration { id } => {
+            or_error(desk.find(id).await, |shown| Answer::Migration(Box::new(shown)))
+        }
+        Request::MigrationCancel { id } => or_error(desk.command(id, Command::Cancel).await, Answer::Asked),
+        Request::MigrationFinalise { id } => {
+            or_error(desk.command(id, Command::Finalise).await, Answer::Asked)
+        }
+        Request::MigrationResolve { id, keep } => {
+            or_error(desk.command(id, Command::Resolve(*keep)).await, Answer::Asked)
         }
     }
+}
+
+fn or_error<T>(result: Result<T, String>, answer: impl FnOnce(T) -> Answer) -> Answer {
+    result.map_or_else(Answer::Error, answer)
+}
+
+fn cancel(session: &str, registry: &Registry) -> Answer {
+    if session.parse().is_ok_and(|id| registry.cancel(id)) {
+        tracing::info!(%session, "cancelled through the control socket");
+        return Answer::Cancelled(session.to_owned());
+    }
+    Answer::Error(format!(
+        "no session {} runs here; `novaferry-agent session list` shows those that do",
+        session.chars().take(64).collect::<String>()
+    ))
 }
 
 fn listed(session: &SessionInfo) -> Listed {
@@ -172,10 +194,13 @@ mod tests {
         let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode, 0o600);
         let stop = CancellationToken::new();
-        let server = tokio::spawn(socket.serve(Registry::new(4), stop.clone()));
+        let desk = Desk::closed(folder.path());
+        let server = tokio::spawn(socket.serve(Registry::new(4), desk, stop.clone()));
         assert_eq!(ask(&path, &Request::List {}).await.unwrap(), Answer::Sessions(Vec::new()));
         let cancel = Request::Cancel { session: "ab".repeat(16) };
         assert!(matches!(ask(&path, &cancel).await.unwrap(), Answer::Error(_)));
+        let Answer::Error(closed) = ask(&path, &Request::Migrations {}).await.unwrap() else { panic!() };
+        assert_eq!(closed, "the daemon is stopping; ask again when it runs");
         let mut stream = UnixStream::connect(&path).await.unwrap();
         stream.write_all(&vec![b'x'; 10_000]).await.unwrap_or_default();
         let mut text = String::new();

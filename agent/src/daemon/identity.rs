@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::watch;
 use tunnel::Listener;
 
 use super::meter::Meter;
+use super::migrations::Shows;
 use super::sessions::Sessions;
 use crate::credentials;
 use crate::pki::{Identity, IdentityWatcher, PkiError};
@@ -36,12 +38,13 @@ impl Keeper {
         &mut self,
         listener: &Listener,
         sessions: &mut Sessions,
+        shows: &watch::Sender<Shows>,
         meter: &Meter,
         now: SystemTime,
     ) {
         match self.watcher.poll(now) {
             Ok(None) => {}
-            Ok(Some(identity)) => take(&identity, listener, sessions, meter),
+            Ok(Some(identity)) => take(&identity, listener, sessions, shows, meter),
             Err(error) => complain(&error),
         }
         self.warn(now);
@@ -52,12 +55,13 @@ impl Keeper {
         &mut self,
         listener: &Listener,
         sessions: &mut Sessions,
+        shows: &watch::Sender<Shows>,
         meter: &Meter,
         now: SystemTime,
     ) {
         match self.watcher.poll(now) {
             Ok(None) => tracing::info!("the identity's files have not changed"),
-            Ok(Some(identity)) => take(&identity, listener, sessions, meter),
+            Ok(Some(identity)) => take(&identity, listener, sessions, shows, meter),
             Err(error) => complain(&error),
         }
     }
@@ -93,11 +97,19 @@ impl Keeper {
     }
 }
 
-fn take(identity: &Identity, listener: &Listener, sessions: &mut Sessions, meter: &Meter) {
-    let loaded = credentials::of(identity).and_then(|credentials| listener.reload(&credentials));
+fn take(
+    identity: &Identity,
+    listener: &Listener,
+    sessions: &mut Sessions,
+    shows: &watch::Sender<Shows>,
+    meter: &Meter,
+) {
+    let loaded =
+        credentials::of(identity).and_then(|credentials| listener.reload(&credentials).map(|()| credentials));
     match loaded {
-        Ok(()) => {
+        Ok(credentials) => {
             sessions.sign_with(credentials::signer(identity));
+            shows.send_replace(Shows { credentials, signer: Arc::new(credentials::signer(identity)) });
             meter.identity(identity);
             tracing::info!(host = %identity.name(), "the identity and the revocation lists were read again");
         }

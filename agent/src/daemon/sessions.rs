@@ -77,15 +77,9 @@ impl Sessions {
     /// Starts a session, or refuses it.
     pub(super) fn begin(&mut self, incoming: Incoming) {
         let peer = incoming.peer().as_str().to_owned();
-        let open = match incoming.request() {
-            Request::Copy(open) => open,
-            Request::Migrate(migrate) => {
-                let (remote, migration) = (incoming.remote(), migrate.migration);
-                tracing::warn!(%peer, %remote, %migration, "refused: a migration");
-                let reason = "this agent takes copies only: running VMs cannot be moved here";
-                incoming.refuse(FailCode::Unsupported, reason);
-                return;
-            }
+        let Request::Copy(open) = incoming.request() else {
+            incoming.refuse(FailCode::Internal, "a migration came where copies are taken; this is a bug");
+            return;
         };
         let volume = format!("{}/{}", open.pool, open.name);
         tracing::info!(

@@ -9,6 +9,8 @@ use metrics::Unit;
 pub const DIRECTION: &str = "direction";
 /// Label with the name of the host at the other end.
 pub const LINK: &str = "link";
+/// Label with the state in which a migration ended.
+pub const OUTCOME: &str = "outcome";
 /// Label with an error's kind.
 pub const KIND: &str = "kind";
 /// Value of [`DIRECTION`]: from this host.
@@ -50,6 +52,15 @@ pub const ERRORS: &str = "novaferry_errors_total";
 pub const CERTIFICATE_EXPIRY: &str = "novaferry_certificate_expiry_timestamp_seconds";
 /// When the revocation list is due to be replaced.
 pub const CRL_DUE: &str = "novaferry_crl_next_update_timestamp_seconds";
+
+/// Migrations that are not over, by direction.
+pub const MIGRATIONS_ACTIVE: &str = "novaferry_migrations_active";
+/// Migrations that need somebody's word.
+pub const MIGRATIONS_UNDECIDED: &str = "novaferry_migrations_undecided";
+/// Migrations that ended, by direction and outcome.
+pub const MIGRATIONS: &str = "novaferry_migrations_total";
+/// Pauses of guests that moved.
+pub const MIGRATION_DOWNTIME_SECONDS: &str = "novaferry_migration_downtime_seconds";
 
 /// How a metric behaves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -156,6 +167,22 @@ pub const ALL: &[Metric] = &[
         Unit::Seconds,
         Later,
         "When a newer revocation list was promised, seconds since 1970.",
+    ),
+    metric(MIGRATIONS_ACTIVE, Gauge, Unit::Count, Directions, "Migrations that are not over."),
+    metric(
+        MIGRATIONS_UNDECIDED,
+        Gauge,
+        Unit::Count,
+        One,
+        "Migrations from here of which it is not known where the guest runs, or whose guest died there.",
+    ),
+    metric(MIGRATIONS, Counter, Unit::Count, Later, "Migrations that ended, by the state in which they did."),
+    metric(
+        MIGRATION_DOWNTIME_SECONDS,
+        Histogram,
+        Unit::Seconds,
+        Later,
+        "Pause of a guest that left this host, from its stop to the word that it runs.",
     ),
 ];
 

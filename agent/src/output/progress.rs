@@ -135,7 +135,8 @@ pub async fn show(progress: Arc<Progress>, format: Format, end: CancellationToke
     }
 }
 
-fn rewrite(text: &str) {
+/// Puts a line in the place of the last one on a terminal.
+pub(crate) fn rewrite(text: &str) {
     let mut err = std::io::stderr().lock();
     // A terminal that is gone: nobody watches.
     drop(write!(err, "\r\x1b[K{text}").and_then(|()| err.flush()));

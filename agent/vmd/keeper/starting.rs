@@ -57,14 +57,12 @@ impl Keeper {
         let log = launch::log_path(&self.config.state, vm);
         let fresh = std::fs::write(&log, b"");
         fresh.map_err(|error| failed("make the VM's log", &error))?;
-        let kvm = request.specification.machine.accelerator == Accelerator::Kvm;
-        let kvm_group = kvm.then(|| std::fs::metadata("/dev/kvm").map(|metadata| metadata.gid()));
         let program = Program {
             vm,
             qemu: &self.config.qemu,
             arguments,
             uid,
-            kvm_group: kvm_group.transpose().map_err(|error| failed("look at /dev/kvm", &error))?,
+            groups: device_groups(request).map_err(|error| failed("look at /dev/kvm", &error))?,
             folder: &sockets,
             log: &log,
         };
@@ -267,4 +265,21 @@ pub(super) fn find(pid_file: &Path) -> io::Result<Option<Process>> {
         }
     }
     Ok(None)
+}
+/// Groups through which the VM's user reaches devices: `/dev/kvm`, and for a guest that comes `/dev/userfaultfd`, without
+/// which there is no post-copy (QEMU, `migration/postcopy-ram.c`). A device that is root's alone is not opened to it.
+fn device_groups(request: &StartRequest) -> io::Result<Vec<u32>> {
+    const GROUP_READS_AND_WRITES: u32 = 0o060;
+    let mut groups = Vec::new();
+    if request.specification.machine.accelerator == Accelerator::Kvm {
+        groups.push(std::fs::metadata("/dev/kvm")?.gid());
+    }
+    if request.incoming
+        && let Ok(device) = std::fs::metadata("/dev/userfaultfd")
+        && device.mode() & GROUP_READS_AND_WRITES == GROUP_READS_AND_WRITES
+        && device.gid() != 0
+    {
+        groups.push(device.gid());
+    }
+    Ok(groups)
 }

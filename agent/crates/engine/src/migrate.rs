@@ -16,6 +16,7 @@ pub mod leaves;
 pub mod message;
 pub mod preflight;
 pub mod ram;
+mod readback;
 pub mod record;
 pub mod report;
 pub mod source;

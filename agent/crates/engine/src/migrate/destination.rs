@@ -76,7 +76,8 @@ pub struct Context {
 #[derive(Debug)]
 pub(super) enum Signal {
     Message(FromSource),
-    TunnelLost(String),
+    /// Of this tunnel, counted from 1.
+    TunnelLost(u64, String),
     Channel(wire::ChannelHello, Box<tunnel::Channel>),
     Qemu(EventKind),
     QemuGone(String),
@@ -120,6 +121,8 @@ pub(super) struct Owner {
     /// Those who listen: to QEMU and to the source.
     watchers: JoinSet<()>,
     pub(super) tunnel: Option<ChannelTunnel>,
+    /// Tunnels so far: an old one's end may be noticed after the next one came.
+    tunnels: u64,
     pub(super) qmp: Option<Qmp>,
     pub(super) specification: Option<VmSpecification>,
     pub(super) findings: Vec<Finding>,
@@ -129,6 +132,10 @@ pub(super) struct Owner {
     pub(super) key_id: String,
     pub(super) roots: Vec<DiskRoot>,
     pub(super) ram: Option<Arc<RamReceiver>>,
+    /// The guest's memory follows while it runs.
+    pub(super) postcopy: bool,
+    /// The disks were read back in the pause.
+    pub(super) readback: bool,
     /// Nothing was made here: refused, or a dry run.
     pub(super) over: bool,
     prepared: bool,
@@ -161,6 +168,7 @@ pub async fn run(
         carriers: JoinSet::new(),
         watchers: JoinSet::new(),
         tunnel: None,
+        tunnels: 0,
         qmp: None,
         specification: None,
         findings: Vec::new(),
@@ -170,6 +178,8 @@ pub async fn run(
         key_id: String::new(),
         roots: Vec::new(),
         ram: None,
+        postcopy: false,
+        readback: false,
         over: false,
         prepared: resumed,
     };
@@ -292,7 +302,10 @@ impl Owner {
     async fn signal(&mut self, signal: Signal, todo: &mut VecDeque<DestinationAction>) {
         match signal {
             Signal::Message(message) => self.message(message, todo).await,
-            Signal::TunnelLost(why) => {
+            Signal::TunnelLost(which, why) if which != self.tunnels => {
+                tracing::debug!(migration = %self.migration, %why, "an earlier connection to the source ended");
+            }
+            Signal::TunnelLost(_, why) => {
                 tracing::info!(migration = %self.migration, %why, "the connection to the source is gone");
                 self.tunnel = None;
                 if self.prepared {
@@ -302,6 +315,11 @@ impl Owner {
                 }
             }
             Signal::Channel(hello, channel) => self.channel(hello, *channel),
+            // In post-copy the devices are there, and the memory follows as the guest asks for it.
+            Signal::Qemu(EventKind::Migration(MigrationStatus::PostcopyActive)) => {
+                self.postcopy = true;
+                self.apply(DestinationEvent::Complete, todo);
+            }
             Signal::Qemu(EventKind::Migration(MigrationStatus::Completed)) => {
                 self.apply(DestinationEvent::Complete, todo);
             }
@@ -338,6 +356,7 @@ impl Owner {
                 self.apply(DestinationEvent::Failed("the source asked twice".to_owned()), todo);
             }
             FromSource::Compare { roots, readback } => {
+                self.readback = readback;
                 let answer = self.compare(&roots, readback).await;
                 match answer {
                     Ok(compared) => self.tell(&compared).await,
@@ -405,7 +424,8 @@ impl Owner {
             return;
         }
         self.tunnel = Some(tunnel.clone());
-        let signals = self.signals.clone();
+        self.tunnels += 1;
+        let (signals, which) = (self.signals.clone(), self.tunnels);
         self.watchers.spawn(async move {
             let why = loop {
                 tokio::select! {
@@ -435,7 +455,7 @@ impl Owner {
                 }
             };
             // Fails when the owner is gone.
-            drop(signals.send(Signal::TunnelLost(why)).await);
+            drop(signals.send(Signal::TunnelLost(which, why)).await);
         });
     }
 

@@ -18,3 +18,6 @@ pub mod sender;
 pub use flight::InFlight;
 pub use receiver::RamReceiver;
 pub use sender::RamSender;
+
+#[cfg(test)]
+mod tests;

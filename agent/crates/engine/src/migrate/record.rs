@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! STATE/migrations/ID/record     JSON, see [`Record`]
-//! STATE/migrations/ID/receipt    the receipt of the cut-over
+//! STATE/migrations/ID/receipts   the receipts of the cut-over, as the destination signed them; there once it has
+//!                                said that the VM is its own
 //! STATE/generations/VM           the newest generation of a VM that this host has seen, decimal
 //! ```
 
@@ -20,6 +21,7 @@ use crate::folder::Folder;
 /// Version of the records.
 const VERSION: u32 = 1;
 const RECORD: &str = "record";
+const RECEIPTS: &str = "receipts";
 /// Migrations that are kept after they ended; older ones are forgotten.
 const KEPT: usize = 256;
 
@@ -198,13 +200,30 @@ impl Records {
         Ok(records)
     }
 
+    /// Keeps the receipts that the destination gave: the end of a migration at its source.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn keep_receipts(&self, migration: SessionId, text: &str) -> Result<(), EngineError> {
+        self.folder(migration)?.replace(RECEIPTS, text.as_bytes())
+    }
+
+    /// Whether the destination has said that the VM is its own. Until then a source that gave its copy up goes on
+    /// telling it.
+    ///
+    /// # Errors
+    /// When the folder cannot be looked at.
+    pub fn is_acknowledged(&self, record: &Record) -> Result<bool, EngineError> {
+        self.migrations.folder(&record.migration)?.has(RECEIPTS)
+    }
+
     /// Removes the oldest ended migrations beyond those that are kept.
     ///
     /// # Errors
     /// When a folder cannot be removed.
     pub fn forget_old(&self) -> Result<(), EngineError> {
         for record in self.all()?.into_iter().filter(Record::is_final).skip(KEPT) {
-            self.migrations.folder(&record.migration)?.clear(&[RECORD, "receipt"])?;
+            self.migrations.folder(&record.migration)?.clear(&[RECORD, RECEIPTS])?;
         }
         Ok(())
     }

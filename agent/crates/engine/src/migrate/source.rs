@@ -88,6 +88,9 @@ pub struct Options {
     pub on_no_converge: OnNoConverge,
     /// multifd channels; 0 for a single stream.
     pub multifd: u8,
+    /// Let the guest run at the destination before all of its memory is there: once it runs, losing either host loses
+    /// the guest. Needs a single stream.
+    pub postcopy: bool,
     /// Pages that are kept for the reduction of RAM, at each end.
     pub slots: u32,
     /// Compression of RAM.
@@ -459,7 +462,7 @@ impl Owner {
                 }
             }
             FromDestination::Proof { complaint, .. } => {
-                tracing::warn!(migration = %self.job.migration, %complaint, "the guest is not well at the destination");
+                tracing::info!(migration = %self.job.migration, %complaint, "the guest did not prove itself yet");
                 self.record.report.note = Some(complaint);
                 self.publish(None);
             }
@@ -664,12 +667,7 @@ impl Owner {
 
     fn keep_receipts(&self, receipts: &[String]) {
         let text = format!("[{}]\n", receipts.join(",\n"));
-        let kept = self
-            .context
-            .records
-            .folder(self.job.migration)
-            .and_then(|folder| folder.replace("receipts", text.as_bytes()));
-        if let Err(error) = kept {
+        if let Err(error) = self.context.records.keep_receipts(self.job.migration, &text) {
             tracing::error!(error = %error.chain(), "the receipts of a migration cannot be kept");
         }
     }

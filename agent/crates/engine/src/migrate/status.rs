@@ -1,7 +1,7 @@
 //! What can be seen of a migration from outside, and what can be asked of it.
 
 use serde::{Deserialize, Serialize};
-use session::cutover::Choice;
+pub use session::cutover::{Choice, DestinationState, SourceState};
 use tokio::sync::{mpsc, watch};
 
 use super::preflight::Finding;

@@ -51,6 +51,9 @@ impl Owner {
         }
         let specification = prepare.specification.clone();
         specification.check().map_err(|error| chain(&error))?;
+        if prepare.postcopy && prepare.multifd > 0 {
+            return Err("post-copy needs a single stream: leave multifd out".to_owned());
+        }
         if prepare.multifd > MAX_MULTIFD || specification.disks().count() > MAX_DISKS {
             return Err(format!("at most {MAX_MULTIFD} multifd channels and {MAX_DISKS} disks are taken"));
         }
@@ -202,7 +205,9 @@ impl Owner {
             return Err(objection);
         }
         let failed = |error| chain(&error);
-        qmp.migrate_set_capabilities(&capabilities(prepare.multifd)).await.map_err(failed)?;
+        qmp.migrate_set_capabilities(&capabilities(prepare.multifd, prepare.postcopy))
+            .await
+            .map_err(failed)?;
         let parameters = MigrationParameters {
             multifd_channels: (prepare.multifd > 0).then_some(prepare.multifd),
             // The guest is announced when it runs, by whoever let it run.

@@ -2,19 +2,35 @@
 
 use std::time::{Duration, Instant};
 
-use hypervisor::qmp::Announce;
 use hypervisor::qmp::words::{MigrationStatus, RunState};
+use hypervisor::qmp::{Announce, Qmp};
 use hypervisor::vmd::{RefusalKind, VmState, VmStatus, VmdClient};
 use session::cutover::{DestinationEvent, DestinationState};
 
 use super::{Owner, Sockets};
 use crate::migrate::message::{DiskRoot, FromDestination};
+use crate::migrate::readback::root_of_export;
 use crate::migrate::record::{Role, now};
 use crate::migrate::source::chain;
 use crate::receipt::{Body, Receipt, ReceiptMode, Verified};
 
 /// Pause between questions to a vmd that does not answer.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
+
+/// Waits until a QEMU in post-copy has loaded the devices and stands before the first instruction.
+async fn await_devices(qmp: &Qmp) -> Result<(), String> {
+    const LIMIT: Duration = Duration::from_secs(20);
+    const POLL: Duration = Duration::from_millis(2);
+    let began = Instant::now();
+    while began.elapsed() < LIMIT {
+        let status = qmp.query_status().await.map_err(|error| chain(&error))?;
+        if status.status != RunState::InMigrate {
+            return Ok(());
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Err("QEMU does not finish loading the devices".to_owned())
+}
 
 impl Owner {
     /// Compares the source's roots with what was written here.
@@ -24,13 +40,18 @@ impl Owner {
         readback: bool,
     ) -> Result<FromDestination, String> {
         let began = Instant::now();
-        if readback {
-            return Err("reading the disks back is not offered in this version".to_owned());
-        }
         let mut differing = Vec::new();
         for disk in &self.disks {
             let leaves = disk.leaves.clone();
             let root = self.context.cpu.run(move |_| leaves.root()).await.map_err(|error| error.chain())?;
+            if readback {
+                let sockets = self.sockets.as_ref().ok_or("the VM is not there")?;
+                let read =
+                    root_of_export(&sockets.nbd, &disk.id, disk.leaves.key(), &self.context.cpu).await?;
+                if read != root {
+                    return Err(format!("disk {} at the destination is not what was written", disk.id));
+                }
+            }
             let theirs = roots.iter().find(|theirs| theirs.disk == disk.id);
             if theirs.is_none_or(|theirs| theirs.root != root.to_string()) {
                 differing.push(disk.id.clone());
@@ -74,10 +95,11 @@ impl Owner {
         let qmp = self.monitor().await?;
         self.close_exports(&qmp).await?;
         let info = qmp.query_migrate().await.map_err(|error| chain(&error))?;
-        if info.status != Some(MigrationStatus::Completed) {
-            return Err("QEMU does not have all of the guest".to_owned());
+        match info.status {
+            Some(MigrationStatus::Completed) => Ok(()),
+            Some(MigrationStatus::PostcopyActive) if self.postcopy => await_devices(&qmp).await,
+            _ => Err("QEMU does not have all of the guest".to_owned()),
         }
-        Ok(())
     }
 
     /// Whether the guest is well, as far as the hypervisor knows.
@@ -85,11 +107,16 @@ impl Owner {
         let outcome = async {
             let qmp = self.monitor().await?;
             let status = qmp.query_status().await.map_err(|error| chain(&error))?;
-            let complaint = if status.running && status.status == RunState::Running {
-                String::new()
+            let info = qmp.query_migrate().await.map_err(|error| chain(&error))?;
+            let whole = info.status.is_none_or(|status| status.is_final());
+            let complaint = if !status.running || status.status != RunState::Running {
+                "the guest does not run"
+            } else if whole {
+                ""
             } else {
-                "the guest does not run".to_owned()
+                "the guest's memory is not all there yet"
             };
+            let complaint = complaint.to_owned();
             Ok::<_, String>((status.status.as_str().to_owned(), complaint))
         };
         let (status, complaint) = outcome.await.unwrap_or_else(|why| ("unknown".to_owned(), why));
@@ -175,7 +202,7 @@ impl Owner {
                 generation: self.record.generation,
                 session: self.migration.to_string(),
                 mode: ReceiptMode::Live,
-                verified: Verified::Sink,
+                verified: if self.readback { Verified::Readback } else { Verified::Sink },
                 owner: self.record.peer.clone(),
                 receiver: self.context.signer.name().to_owned(),
                 time: now(),

@@ -18,6 +18,8 @@ use crate::cpu::{Cpu, Scratch};
 
 /// Literal bytes that a mixed frame may hold before it is sent.
 const MIXED_LITERALS: usize = 64 << 10;
+/// Literals without pages that are shorter travel as they are.
+const SHORT_LITERAL: usize = 512;
 /// Level of zstd for the heads of frames.
 const HEAD_LEVEL: i32 = 1;
 /// RAM blocks that are told apart; a machine has a dozen.
@@ -266,7 +268,16 @@ impl<W: AsyncWrite + Unpin> Forward<'_, W> {
         loop {
             while let Some(token) = tokens.next_token() {
                 match token {
-                    stream::Token::Literal(bytes) => mixed.literal(&bytes),
+                    stream::Token::Literal(bytes) => {
+                        if !mixed.has_room(bytes.len()) {
+                            self.mixed(&mut mixed).await?;
+                        }
+                        if bytes.len() > MIXED_LITERALS {
+                            self.literal(&bytes).await?;
+                        } else {
+                            mixed.literal(&bytes);
+                        }
+                    }
                     stream::Token::Page(page) => {
                         mixed.page(u32::from(page.block.index()), page.offset, page.data);
                     }
@@ -275,8 +286,13 @@ impl<W: AsyncWrite + Unpin> Forward<'_, W> {
                     self.mixed(&mut mixed).await?;
                 }
             }
-            // What is there goes out before we wait for more: the last part of a migration is all latency.
-            self.mixed(&mut mixed).await?;
+            // What is there goes out before we wait for more: the last part of a migration is all latency. Nor is that
+            // part held up by compression, once nothing but it comes.
+            if tokens.literal_because().is_some() && mixed.pages.is_empty() {
+                self.literal(&Bytes::from(std::mem::take(&mut mixed.literals))).await?;
+            } else {
+                self.mixed(&mut mixed).await?;
+            }
             if from_qemu.read_buf(&mut tokens.input()).await? == 0 {
                 break;
             }
@@ -289,7 +305,8 @@ impl<W: AsyncWrite + Unpin> Forward<'_, W> {
 
     async fn mixed(&mut self, mixed: &mut Mixed) -> io::Result<()> {
         let Mixed { literals, lengths, pages } = std::mem::take(mixed);
-        if pages.is_empty() {
+        // Runs of zero pages are long literals that compress to nothing; a short one is not worth a number.
+        if pages.is_empty() && literals.len() < SHORT_LITERAL {
             return self.literal(&Bytes::from(literals)).await;
         }
         let mut head = Vec::with_capacity(4 * (lengths.len() + 1) + literals.len());
@@ -352,8 +369,12 @@ impl Mixed {
         self.pages.push((block, offset, data));
     }
 
+    fn has_room(&self, literal: usize) -> bool {
+        self.literals.len() + literal <= MIXED_LITERALS
+    }
+
     fn is_full(&self) -> bool {
-        self.pages.len() == MAX_PAGES || self.literals.len() >= MIXED_LITERALS
+        self.pages.len() == MAX_PAGES
     }
 }
 

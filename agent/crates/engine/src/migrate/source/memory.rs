@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use volume::Generation;
 use wire::{ChannelHello, ChannelKind};
 
-use super::{Job, OnNoConverge, Owner, StepResult, chain, mirror};
+use super::{Job, OnNoConverge, Options, Owner, StepResult, chain, mirror};
 use crate::migrate::message::FromSource;
 use crate::migrate::ram::RamSender;
 use crate::migrate::report::{Prediction, Report};
@@ -43,6 +43,10 @@ pub(in super::super) struct Rates {
     since: Option<Instant>,
     /// The bandwidth that QEMU was told.
     told: u64,
+    /// When a proof was asked for.
+    asked: Option<Instant>,
+    /// QEMU was told to switch to post-copy.
+    postcopy: bool,
 }
 
 impl Rates {
@@ -114,8 +118,11 @@ fn capability(capability: MigrationCapability, state: bool) -> CapabilityState {
 }
 
 /// What both ends must agree on.
-pub(in super::super) fn capabilities(multifd: u8) -> Vec<CapabilityState> {
+pub(in super::super) fn capabilities(multifd: u8, postcopy: bool) -> Vec<CapabilityState> {
     vec![
+        capability(MigrationCapability::PostcopyRam, postcopy),
+        // Pages that the guest waits for have a connection of their own: they do not queue behind the others.
+        capability(MigrationCapability::PostcopyPreempt, postcopy),
         capability(MigrationCapability::ReturnPath, true),
         capability(MigrationCapability::PauseBeforeSwitchover, true),
         capability(MigrationCapability::Events, true),
@@ -137,8 +144,8 @@ impl Owner {
 
     pub(super) async fn start_ram(&mut self) -> StepResult {
         let qmp = self.monitor().await?;
-        let multifd = self.job.options.multifd;
-        let mut states = capabilities(multifd);
+        let Options { multifd, postcopy, .. } = self.job.options;
+        let mut states = capabilities(multifd, postcopy);
         let throttle = self.job.options.on_no_converge == OnNoConverge::Throttle;
         states.push(capability(MigrationCapability::AutoConverge, throttle));
         qmp.migrate_set_capabilities(&states).await.map_err(|error| chain(&error))?;
@@ -156,22 +163,32 @@ impl Owner {
         let (listener, file) = mirror::listen_at(&socket)?;
         let tunnel = self.tunnel.clone().ok_or("there is no connection to the destination")?;
         let (migration, generation) = (self.job.migration, Generation(self.record.generation));
-        let connections = u16::from(multifd) + 1;
+        let most = u16::from(multifd) + 1 + u16::from(postcopy);
         self.carry("the memory's channels", async move {
             let _file = file;
             let mut work = tokio::task::JoinSet::new();
-            for number in 1..=connections {
-                let (stream, _) = listener.accept().await.map_err(|error| error.to_string())?;
-                let hello = ChannelHello { migration, generation, channel: number, kind: ChannelKind::Ram };
-                let channel = tunnel.open_channel(hello).await.map_err(|error| error.chain())?;
-                let ram = Arc::clone(&ram);
-                let short = u8::try_from(number).unwrap_or(u8::MAX);
-                work.spawn(async move { ram.carry(short, stream, channel.read, channel.write).await });
+            let mut number = 0;
+            // QEMU makes its further connections when it needs them: until the last one ends, another may come.
+            loop {
+                tokio::select! {
+                    accepted = listener.accept(), if number < most => {
+                        let (stream, _) = accepted.map_err(|error| error.to_string())?;
+                        number += 1;
+                        let hello =
+                            ChannelHello { migration, generation, channel: number, kind: ChannelKind::Ram };
+                        let channel = tunnel.open_channel(hello).await.map_err(|error| error.chain())?;
+                        let ram = Arc::clone(&ram);
+                        let short = u8::try_from(number).unwrap_or(u8::MAX);
+                        work.spawn(async move { ram.carry(short, stream, channel.read, channel.write).await });
+                    }
+                    Some(done) = work.join_next() => {
+                        done.map_err(|panic| panic.to_string())?.map_err(|error| chain(&error))?;
+                        if work.is_empty() {
+                            return Ok(());
+                        }
+                    }
+                }
             }
-            while let Some(done) = work.join_next().await {
-                done.map_err(|panic| panic.to_string())?.map_err(|error| chain(&error))?;
-            }
-            Ok(())
         });
         qmp.migrate(&MigrationAddress::Uri(format!("unix:{}", socket.display())), false)
             .await
@@ -181,6 +198,10 @@ impl Owner {
 
     /// Looks at what moves: progress, the bytes in flight, whether it converges.
     pub(super) async fn tick(&mut self, todo: &mut VecDeque<SourceAction>) {
+        if *self.state() == SourceState::Running {
+            self.prove_again().await;
+            return;
+        }
         let qmp = match (self.state(), &self.qmp) {
             (SourceState::Mirroring | SourceState::PreCopy, Some(qmp)) => qmp.clone(),
             _ => return,
@@ -213,6 +234,7 @@ impl Owner {
                 Err(error) => tracing::debug!(error = %chain(&error), "QEMU does not tell its progress"),
             }
             self.steer(&qmp).await;
+            self.start_postcopy(&qmp, live.round).await;
             self.check_convergence(todo);
         }
         if let Some(ram) = &self.ram {
@@ -222,6 +244,21 @@ impl Owner {
         }
         self.note_bytes();
         self.publish(Some(live));
+    }
+
+    /// Asks again for a proof that did not come yet: a guest in post-copy is not whole at once.
+    async fn prove_again(&mut self) {
+        const EVERY: Duration = Duration::from_secs(1);
+        let now = Instant::now();
+        if self.rates.asked.is_some_and(|asked| now.duration_since(asked) < EVERY) {
+            return;
+        }
+        // The first question is asked when the guest runs; this is the time to wait for its answer.
+        let first = self.rates.asked.is_none();
+        self.rates.asked = Some(now);
+        if !first && let Err(why) = self.tell(&FromSource::Prove {}).await {
+            tracing::debug!(%why, "the destination cannot be asked for its proof now");
+        }
     }
 
     /// Keeps the bytes between the two QEMUs below what travels in a share of the allowed pause, and tells QEMU what
@@ -249,6 +286,19 @@ impl Owner {
             if let Err(error) = qmp.migrate_set_parameters(&parameters).await {
                 tracing::debug!(error = %chain(&error), "QEMU is not told what the path carries");
             }
+        }
+    }
+
+    /// Lets QEMU switch over to post-copy, once all of the memory has been sent once.
+    async fn start_postcopy(&mut self, qmp: &Qmp, round: u64) {
+        const FIRST_PASS_DONE: u64 = 2;
+        if !self.job.options.postcopy || self.rates.postcopy || round < FIRST_PASS_DONE {
+            return;
+        }
+        match qmp.migrate_start_postcopy().await {
+            Ok(()) => self.rates.postcopy = true,
+            // It may be at its end already; then it needs none.
+            Err(error) => tracing::debug!(error = %chain(&error), "QEMU does not switch to post-copy now"),
         }
     }
 

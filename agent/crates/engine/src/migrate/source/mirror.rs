@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use hypervisor::nbd::server::{BlockSizes, Export, Handler, Zeroing, serve};
 use hypervisor::qmp::words::{CopyMode, JobStatus, OnError, SyncMode};
-use hypervisor::qmp::{EventKind, JobProgress, Mirror, NbdNode, NewNode, Qmp, SocketAddress};
-use reduce::HashKey;
+use hypervisor::qmp::{EventKind, JobProgress, Mirror, NbdExport, NbdNode, NewNode, Qmp, SocketAddress};
+use reduce::{HashKey, Root};
 use session::cutover::SourceEvent;
 use tokio::net::UnixListener;
 use volume::{ByteLen, ByteOffset, ByteRange, Generation, Kind, Op, VolumeError, ZeroMode};
@@ -18,6 +18,7 @@ use super::{DiskRun, Owner, Signal, StepResult, chain};
 use crate::migrate::disk::MirrorTarget;
 use crate::migrate::leaves::LiveLeaves;
 use crate::migrate::message::{DiskRoot, FromSource};
+use crate::migrate::readback::root_of_export;
 
 /// What our jobs and nodes in QEMU are called, so that a later process finds and removes them.
 const PREFIX: &str = "novaferry-";
@@ -210,11 +211,41 @@ impl Owner {
             disk.target.end().await;
             let leaves = Arc::clone(disk.target.leaves());
             let root = self.context.cpu.run(move |_| leaves.root()).await.map_err(|error| error.chain())?;
+            if self.job.options.readback {
+                let read = self.read_back(&qmp, disk).await?;
+                if read != root {
+                    return Err(format!("disk {} here is not what was mirrored", disk.id));
+                }
+            }
             roots.push(DiskRoot { disk: disk.id.clone(), root: root.to_string() });
         }
         self.roots.clone_from(&roots);
         self.tell(&FromSource::Compare { roots, readback: self.job.options.readback }).await?;
         Ok(None)
+    }
+}
+
+impl Owner {
+    /// Reads a disk of the paused guest through an export of its QEMU's own, which goes again.
+    async fn read_back(&self, qmp: &Qmp, disk: &DiskRun) -> Result<Root, String> {
+        let failed = |error| chain(&error);
+        let socket = self.socket("readback");
+        qmp.nbd_server_start(&SocketAddress::Unix(socket.clone()), 0).await.map_err(failed)?;
+        let id = format!("{PREFIX}readback-{}", disk.id);
+        let export = NbdExport {
+            id: id.clone(),
+            node_name: disk.node.clone(),
+            name: disk.id.clone(),
+            writable: false,
+            bitmaps: Vec::new(),
+        };
+        let read = match qmp.block_export_add(&export).await.map_err(failed) {
+            Ok(()) => root_of_export(&socket, &disk.id, disk.target.leaves().key(), &self.context.cpu).await,
+            Err(why) => Err(why),
+        };
+        // Stopping the server removes its exports, hard.
+        qmp.nbd_server_stop().await.map_err(failed)?;
+        read
     }
 }
 

@@ -55,7 +55,7 @@ impl Owner {
             qemu: (version.major, version.minor, version.micro),
             multifd: self.job.options.multifd,
             slots: self.job.options.slots,
-            postcopy: false,
+            postcopy: self.job.options.postcopy,
             clock_ms: u64::try_from(clock.as_millis()).unwrap_or(0),
             dry_run: self.job.options.dry_run,
             pool: self.job.options.pool.clone(),

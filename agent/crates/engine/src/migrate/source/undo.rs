@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hypervisor::inventory::Activity;
 use hypervisor::qmp::words::{MigrationStatus, RunState};
 use hypervisor::qmp::{MigrationParameters, Qmp};
 use hypervisor::vmd::VmdClient;
@@ -76,30 +77,49 @@ impl Owner {
     }
 
     /// Gives up this side's copy: ends its process, and tells the destination. The disks' files stay under the names
-    /// that the fence gave them.
+    /// that the fence gave them. A VM of this name that came back meanwhile is another one, and is left alone.
     pub(super) async fn give_up(&mut self) {
-        match self.monitor().await {
-            Ok(qmp) => {
-                if let Err(error) = qmp.quit().await {
-                    tracing::debug!(error = %chain(&error), "QEMU at the source is gone already");
-                }
+        let came_back = match VmdClient::connect(&self.context.vmd).await {
+            Ok(vmd) => self.give_up_at(&vmd).await,
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "vmd cannot be told that the VM is gone");
+                false
             }
-            Err(why) => tracing::debug!(%why, "QEMU at the source is gone already"),
-        }
-        match VmdClient::connect(&self.context.vmd).await {
-            Ok(vmd) => {
-                if let Err(error) = vmd.stop(&self.job.vm, true).await {
-                    tracing::debug!(error = %chain(&error), "vmd does not run this VM");
-                } else if let Err(error) = vmd.forget(&self.job.vm).await {
-                    tracing::warn!(error = %chain(&error), "vmd does not forget the VM");
+        };
+        let gone =
+            self.job.process.is_some_and(|process| process.activity().is_ok_and(|a| a == Activity::Dead));
+        if !came_back && !gone {
+            match self.monitor().await {
+                Ok(qmp) => {
+                    if let Err(error) = qmp.quit().await {
+                        tracing::debug!(error = %chain(&error), "QEMU at the source is gone already");
+                    }
                 }
+                Err(why) => tracing::debug!(%why, "QEMU at the source is gone already"),
             }
-            Err(error) => tracing::warn!(error = %chain(&error), "vmd cannot be told that the VM is gone"),
         }
         if let Err(why) = self.tell(&FromSource::Finalise {}).await {
             tracing::debug!(%why, "the destination is told when it answers again");
             self.redial();
         }
+    }
+
+    /// Ends vmd's process of this side's copy. True when the VM came back here at a newer generation.
+    async fn give_up_at(&self, vmd: &VmdClient) -> bool {
+        match vmd.status(&self.job.vm).await {
+            Ok(status) if status.generation >= self.record.generation => return true,
+            Ok(_) => {}
+            Err(error) => {
+                tracing::debug!(error = %chain(&error), "vmd does not run this VM");
+                return false;
+            }
+        }
+        if let Err(error) = vmd.stop(&self.job.vm, true).await {
+            tracing::warn!(error = %chain(&error), "vmd does not end the VM's old process");
+        } else if let Err(error) = vmd.forget(&self.job.vm).await {
+            tracing::warn!(error = %chain(&error), "vmd does not forget the VM");
+        }
+        false
     }
 }
 

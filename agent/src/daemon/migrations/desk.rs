@@ -1,0 +1,234 @@
+//! Where clients of the control socket and the listener leave their errands for the owner of the migrations.
+
+use std::collections::BTreeMap;
+
+use engine::migrate::record::{Record, Records};
+use engine::migrate::status::{Command, Live, Status};
+use hypervisor::inventory::{self, Access, Places, State, Vm};
+use tokio::sync::{mpsc, oneshot};
+use tunnel::Incoming;
+use volume::SessionId;
+use wire::FailCode;
+
+use super::{Errand, Statuses, job};
+use crate::control::migration::{ListedAccess, ListedMigration, ListedVm, Migrate, Shown};
+use crate::output::migration::short;
+
+/// Longest id, in hexadecimal digits.
+const ID_DIGITS: usize = 32;
+/// Names that an answer about an ambiguous one lists.
+const NAMED: usize = 4;
+/// What is said when the owner is gone.
+const STOPPING: &str = "the daemon is stopping; ask again when it runs";
+
+/// The way to the migrations. Cloning gives another handle.
+#[derive(Clone, Debug)]
+pub struct Desk {
+    errands: mpsc::Sender<Errand>,
+    records: Records,
+    places: Places,
+}
+
+impl Desk {
+    pub(super) fn new(errands: mpsc::Sender<Errand>, records: Records, places: Places) -> Self {
+        Self { errands, records, places }
+    }
+
+    /// One behind which nobody works.
+    #[cfg(test)]
+    pub(crate) fn closed(state: &std::path::Path) -> Self {
+        let (errands, _nobody) = mpsc::channel(1);
+        Self { errands, records: Records::open(state).unwrap(), places: Places::default() }
+    }
+
+    /// Hands a peer's request over.
+    pub(in crate::daemon) fn take(&self, incoming: Incoming) {
+        match self.errands.try_send(Errand::Incoming(Box::new(incoming))) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(Errand::Incoming(incoming))) => {
+                tracing::warn!(peer = %incoming.peer(), "a migration is refused: too many wait to be looked at");
+                incoming.refuse(FailCode::Overloaded, "too many requests wait here; dial again later");
+            }
+            // Whoever is dropped is refused.
+            Err(error) => tracing::debug!(%error, "a migration came while the daemon stops"),
+        }
+    }
+
+    async fn ask<T>(&self, errand: impl FnOnce(oneshot::Sender<T>) -> Errand) -> Result<T, String> {
+        let (reply, answer) = oneshot::channel();
+        self.errands.send(errand(reply)).await.map_err(|_closed| STOPPING.to_owned())?;
+        answer.await.map_err(|_dropped| STOPPING.to_owned())
+    }
+
+    /// The virtual machines of this host.
+    ///
+    /// # Errors
+    /// As for all that follow: for people, what and what to do.
+    pub async fn list_vms(&self) -> Result<Vec<ListedVm>, String> {
+        Ok(self.vms().await?.iter().map(listed).collect())
+    }
+
+    async fn vms(&self) -> Result<Vec<Vm>, String> {
+        let places = self.places.clone();
+        let found = tokio::task::spawn_blocking(move || inventory::find(&places)).await;
+        let found = found.map_err(|error| format!("looking for VMs failed: {error}"))?;
+        found.map_err(|error| with_causes(&error))
+    }
+
+    /// Begins to move a VM; gives the migration's id.
+    ///
+    /// # Errors
+    /// When it cannot be moved, or not now.
+    pub async fn migrate(&self, asked: &Migrate) -> Result<SessionId, String> {
+        let vms = self.vms().await?;
+        let vm = choose(&vms, &asked.vm)?;
+        let mut id = [0; 16];
+        getrandom::fill(&mut id)
+            .map_err(|error| format!("the kernel gives no random numbers: {error}; check its settings"))?;
+        let migration = SessionId(id);
+        let (job, record) = job::of_request(migration, asked, vm)?;
+        let (job, record) = (Box::new(job), Box::new(record));
+        self.ask(|reply| Errand::Start { job, record, reply }).await??;
+        Ok(migration)
+    }
+
+    /// Everything that is remembered, newest first: what runs, and what is on record.
+    async fn all(&self) -> Result<Vec<Shown>, String> {
+        let Statuses { running, ended } = self.ask(Errand::Statuses).await?;
+        let records = self.records.clone();
+        let recorded = tokio::task::spawn_blocking(move || records.all()).await;
+        let recorded = recorded.map_err(|error| format!("reading the records failed: {error}"))?;
+        let recorded = recorded.map_err(|error| error.chain())?;
+        let mut shown = BTreeMap::new();
+        for record in recorded {
+            let status = Status { record, live: Live::default(), findings: Vec::new() };
+            shown.insert(status.record.migration.clone(), Shown { status, over: true });
+        }
+        // Newer than what was recorded: the last figures, and findings.
+        for status in ended {
+            shown.insert(status.record.migration.clone(), Shown { status, over: true });
+        }
+        for status in running {
+            shown.insert(status.record.migration.clone(), Shown { status, over: false });
+        }
+        let mut shown: Vec<_> = shown.into_values().collect();
+        shown.sort_by_key(|shown| std::cmp::Reverse(shown.status.record.began));
+        Ok(shown)
+    }
+
+    /// All migrations that are remembered, newest first.
+    ///
+    /// # Errors
+    /// When the records cannot be read.
+    pub async fn list(&self) -> Result<Vec<ListedMigration>, String> {
+        let all = self.all().await?;
+        Ok(all.iter().map(|shown| ListedMigration::new(&shown.status.record, shown.over)).collect())
+    }
+
+    /// The one migration whose id begins so.
+    ///
+    /// # Errors
+    /// When there is none or there are several.
+    pub async fn find(&self, id: &str) -> Result<Shown, String> {
+        let digits = id.bytes().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c));
+        if id.is_empty() || id.len() > ID_DIGITS || !digits {
+            return Err("a migration is named by its hexadecimal digits, or the first of them; `novaferry-agent migration list` shows them".to_owned());
+        }
+        if id.len() == ID_DIGITS {
+            // Who follows a migration asks often: no need to read all records for it.
+            let Statuses { running, ended } = self.ask(Errand::Statuses).await?;
+            let running = running.into_iter().map(|status| Shown { status, over: false });
+            let mut known = running.chain(ended.into_iter().map(|status| Shown { status, over: true }));
+            if let Some(shown) = known.find(|shown| shown.status.record.migration == id) {
+                return Ok(shown);
+            }
+        }
+        let mut found: Vec<_> = self.all().await?;
+        found.retain(|shown| shown.status.record.migration.starts_with(id));
+        match found.len() {
+            0 => Err(format!(
+                "there is no migration {id} here; `novaferry-agent migration list` shows those that are known"
+            )),
+            1 => Ok(found.remove(0)),
+            _ => {
+                let ids = found.iter().take(NAMED).map(|shown| shown.status.record.migration.as_str());
+                Err(format!(
+                    "{id} begins several migrations: {}; write more digits",
+                    ids.collect::<Vec<_>>().join(", ")
+                ))
+            }
+        }
+    }
+
+    /// Gives a migration a command; its whole id comes back. What comes of it shows in its state.
+    ///
+    /// # Errors
+    /// When it has no place in the migration's state.
+    pub async fn command(&self, id: &str, command: Command) -> Result<String, String> {
+        let Shown { status, over } = self.find(id).await?;
+        let Record { migration, .. } = &status.record;
+        if over {
+            return Err(format!("migration {} is over ({})", short(migration), status.record.state_name()));
+        }
+        let damaged = |_none| format!("the record of migration {migration} is damaged");
+        let id: SessionId = migration.parse().map_err(damaged)?;
+        self.ask(|reply| Errand::Command { migration: id, command, reply }).await??;
+        Ok(migration.clone())
+    }
+}
+
+/// The VM of this id, or else of this name.
+fn choose<'a>(vms: &'a [Vm], wanted: &str) -> Result<&'a Vm, String> {
+    if let Some(vm) = vms.iter().find(|vm| vm.id == wanted) {
+        return Ok(vm);
+    }
+    let shortened: String = wanted.chars().take(128).collect();
+    let mut named = vms.iter().filter(|vm| vm.name == wanted);
+    match (named.next(), named.next()) {
+        (Some(vm), None) => Ok(vm),
+        (None, _) => Err(format!(
+            "there is no VM {shortened:?} here; `novaferry-agent vm list` shows those that are, and [vms] and [[vm]] in \
+             agent.toml say where to look"
+        )),
+        (Some(_), Some(_)) => {
+            let ids: Vec<_> =
+                vms.iter().filter(|vm| vm.name == wanted).take(NAMED).map(|vm| vm.id.as_str()).collect();
+            Err(format!("several VMs have the name {shortened:?}; name one by its id: {}", ids.join(", ")))
+        }
+    }
+}
+
+fn listed(vm: &Vm) -> ListedVm {
+    ListedVm {
+        id: vm.id.clone(),
+        name: vm.name.clone(),
+        state: match vm.state {
+            State::Running => "running",
+            State::Suspended => "suspended",
+            State::Stopped => "stopped",
+        }
+        .to_owned(),
+        access: match &vm.access {
+            Access::Live { qmp } => ListedAccess::Live { qmp: qmp.display().to_string() },
+            Access::ColdOrWarmOnly { reason, fix } => {
+                ListedAccess::ColdOrWarmOnly { reason: reason.clone(), fix: fix.clone() }
+            }
+            Access::NotYet { reason } => ListedAccess::NotYet { reason: reason.clone() },
+            Access::Stopped => ListedAccess::Stopped,
+        },
+        pid: vm.pid(),
+        folder: vm.folder.as_ref().map(|folder| folder.display().to_string()),
+        findings: vm.findings.clone(),
+    }
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

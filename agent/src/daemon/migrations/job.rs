@@ -1,0 +1,158 @@
+//! A migration as the engine takes it: from what somebody asks, or from the record of an earlier daemon.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use engine::migrate::record::{Record, Role};
+use engine::migrate::source::{Job, OnNoConverge, Options};
+use engine::migrate::status::SourceState;
+use hypervisor::inventory::{Access, Process, State, Vm};
+use tunnel::{DialOptions, PeerName, Profile, TransportChoice};
+use volume::SessionId;
+
+use crate::address::HostAddress;
+use crate::config::units::ByteSize;
+use crate::config::vms::{check_ram_cache, slots};
+use crate::control::migration::{Migrate, Mode, Network, NoConverge, Transport};
+
+/// Longest pause that can be asked for, milliseconds (QEMU: `downtime-limit`, 2000 s).
+const MAX_DOWNTIME_MS: u64 = 2_000_000;
+/// Longest time to converge that can be asked for, milliseconds: a week.
+const MAX_TIMEOUT_MS: u64 = 7 * 86_400_000;
+
+/// A VM that somebody wants to move.
+///
+/// # Errors
+/// For people: what stands against it, and what to do.
+pub(super) fn of_request(migration: SessionId, asked: &Migrate, vm: &Vm) -> Result<(Job, Record), String> {
+    let name = &vm.id;
+    match asked.mode {
+        Mode::Live => {}
+        Mode::Warm | Mode::Cold => {
+            return Err("this version moves running VMs only; use --mode live, or `copy` for the disks of a VM that is off".to_owned());
+        }
+    }
+    let qmp = match (&vm.access, &vm.state) {
+        (_, State::Suspended) => {
+            return Err(format!(
+                "the QEMU of VM {name} was stopped by a signal; continue it (kill -CONT) first"
+            ));
+        }
+        (Access::Live { qmp }, State::Running) => qmp.clone(),
+        (Access::ColdOrWarmOnly { reason, fix }, _) => {
+            return Err(format!("VM {name} cannot be moved live: {reason}; start it with {fix}"));
+        }
+        (Access::NotYet { reason }, _) => return Err(format!("VM {name} cannot be moved: {reason}")),
+        (Access::Stopped | Access::Live { .. }, _) => {
+            return Err(format!("VM {name} does not run; start it first, or use `copy` for its disks"));
+        }
+    };
+    let to: HostAddress =
+        asked.to.parse().map_err(|error: crate::address::AddressError| error.to_string())?;
+    let mut dial = DialOptions::new(to.host.clone(), to.port);
+    if let Some(peer) = &asked.peer {
+        dial.expect_peer = Some(peer.parse().map_err(|error: tunnel::InvalidPeerName| error.to_string())?);
+    }
+    dial.transport = match asked.transport {
+        Transport::Quic => TransportChoice::Quic,
+        Transport::Tcp => TransportChoice::Tcp,
+        Transport::Auto => TransportChoice::Auto,
+    };
+    dial.profile = match asked.profile {
+        Network::Lan => Profile::Lan,
+        Network::Wan => Profile::Wan,
+    };
+    dial.via.clone_from(&asked.via);
+    dial.limit = asked.limit;
+    let role = Role::Source {
+        state: SourceState::Preparing,
+        address: to.authority(),
+        qmp: text("the QMP socket", &qmp)?,
+        folder: vm.folder.as_deref().map(|folder| text("the folder", folder)).transpose()?,
+        process: vm.process.map(|process| (process.pid, process.start_time)),
+        fenced: false,
+        was_paused: false,
+    };
+    let record = Record::new(migration, name, "", role);
+    let job = Job {
+        migration,
+        vm: name.clone(),
+        qmp,
+        process: vm.process,
+        folder: vm.folder.clone(),
+        dial,
+        options: options(asked)?,
+    };
+    Ok((job, record))
+}
+
+fn text(what: &str, path: &Path) -> Result<String, String> {
+    let known = path.to_str().map(ToOwned::to_owned);
+    known.ok_or_else(|| format!("{what} {} is not UTF-8; rename it", path.display()))
+}
+
+fn options(asked: &Migrate) -> Result<Options, String> {
+    let within = |what: &str, millis: u64, most: u64| {
+        if (1..=most).contains(&millis) {
+            return Ok(Duration::from_millis(millis));
+        }
+        Err(format!("{what} of {millis} ms is not possible; choose 1 to {most} ms"))
+    };
+    if asked.multifd > Migrate::MAX_MULTIFD {
+        let most = Migrate::MAX_MULTIFD;
+        return Err(format!("{} multifd channels are not possible; choose 0 to {most}", asked.multifd));
+    }
+    let cache = ByteSize(asked.ram_cache);
+    check_ram_cache(cache).map_err(|advice| format!("a cache of {cache} is not possible; {advice}"))?;
+    let level = match asked.compress {
+        None => reduce::Choice::Raw,
+        Some(level) if reduce::codec::LEVELS.contains(&level) => reduce::Choice::Level(level),
+        Some(level) => {
+            let (least, most) = (reduce::codec::LEVELS.start(), reduce::codec::LEVELS.end());
+            return Err(format!("compression level {level} is not possible; choose {least} to {most}"));
+        }
+    };
+    Ok(Options {
+        max_downtime: within("a downtime", asked.max_downtime_ms, MAX_DOWNTIME_MS)?,
+        timeout: within("a timeout", asked.timeout_ms, MAX_TIMEOUT_MS)?,
+        on_no_converge: match asked.on_no_converge {
+            NoConverge::Cancel => OnNoConverge::Cancel,
+            NoConverge::Throttle => OnNoConverge::Throttle,
+        },
+        multifd: asked.multifd,
+        slots: slots(cache),
+        level,
+        hold: asked.hold,
+        readback: asked.readback,
+        pool: asked.pool.clone(),
+        dry_run: asked.dry_run,
+    })
+}
+
+/// A migration that an earlier daemon left. What nobody wrote down is chosen so that nothing is given up unasked: the
+/// source's copy is kept until somebody finalises it.
+///
+/// # Errors
+/// For people: what in the record makes no sense.
+pub(super) fn of_record(migration: SessionId, record: &Record) -> Result<Job, String> {
+    let Role::Source { address, qmp, folder, process, .. } = &record.role else {
+        return Err("it is a destination's".to_owned());
+    };
+    let to = HostAddress::from_authority(address).map_err(|error| error.to_string())?;
+    let mut dial = DialOptions::new(to.host, to.port);
+    if !record.peer.is_empty() {
+        let peer: PeerName =
+            record.peer.parse().map_err(|error: tunnel::InvalidPeerName| error.to_string())?;
+        dial.expect_peer = Some(peer);
+    }
+    let safe = Migrate { hold: true, ..Migrate::new(record.vm.clone(), address.clone()) };
+    Ok(Job {
+        migration,
+        vm: record.vm.clone(),
+        qmp: qmp.into(),
+        process: process.map(|(pid, start_time)| Process { pid, start_time }),
+        folder: folder.as_ref().map(PathBuf::from),
+        dial,
+        options: options(&safe)?,
+    })
+}

@@ -1,0 +1,61 @@
+//! Which command has a place in which state, and what is said when it has none.
+
+use engine::migrate::record::{Record, Role};
+use engine::migrate::status::{Choice, Command, DestinationState, SourceState};
+
+use crate::output::migration::short;
+
+/// Whether a migration in this state does anything about a command.
+pub(super) fn fits(command: Command, role: &Role) -> bool {
+    use DestinationState as D;
+    use SourceState as S;
+    match (command, role) {
+        (Command::Cancel, Role::Source { state, .. }) => {
+            matches!(state, S::Preparing | S::Mirroring | S::PreCopy | S::Paused | S::Fencing)
+        }
+        (Command::Cancel, Role::Destination { state, .. }) => matches!(state, D::Waiting { .. }),
+        (Command::Finalise, Role::Source { state, .. }) => matches!(state, S::Running | S::Proven),
+        (Command::Finalise, Role::Destination { state, .. }) => matches!(state, D::Running),
+        (Command::Resolve(_), Role::Source { state, .. }) => matches!(state, S::InDoubt | S::DestinationLost),
+        (Command::Resolve(Choice::Source), Role::Destination { state, .. }) => {
+            matches!(state, D::Permitted { .. })
+        }
+        (Command::Resolve(Choice::Destination), Role::Destination { state, .. }) => {
+            matches!(state, D::Permitted { complete: true } | D::Running)
+        }
+    }
+}
+
+/// Why a command has no place. `host` and `port` are this host's.
+pub(super) fn why_not(command: Command, record: &Record, host: &str, port: u16) -> String {
+    let (id, vm, peer, state) = (short(&record.migration), &record.vm, &record.peer, record.state_name());
+    match (command, &record.role) {
+        (_, _) if record.is_final() => format!("migration {id} is over ({state})"),
+        (Command::Cancel, Role::Source { state: SourceState::Running | SourceState::Proven, .. }) => format!(
+            "VM {vm} runs at {peer}, and its memory there is newer than what is here; to go back, run on {peer}: \
+             novaferry-agent migrate {vm} --to novaferry://{host}:{port}"
+        ),
+        (Command::Cancel, Role::Source { state: SourceState::Permitting | SourceState::InDoubt, .. }) => {
+            format!(
+                "{peer} may run VM {vm} already ({state}); wait for its answer, or make sure that {peer} is off and run: \
+             novaferry-agent migration resolve {id} --keep source --other-side-is-off"
+            )
+        }
+        (Command::Cancel, Role::Source { state: SourceState::DestinationLost, .. }) => format!(
+            "VM {vm} ran at {peer} and died there; choose a copy: novaferry-agent migration resolve {id} --keep \
+             source|destination --other-side-is-off"
+        ),
+        (Command::Cancel, Role::Source { .. }) => format!("migration {id} is being undone already ({state})"),
+        (Command::Cancel, Role::Destination { .. }) => format!(
+            "VM {vm} may run here already ({state}); to send it back: novaferry-agent migrate {vm} --to \
+             novaferry://{peer}:{port}"
+        ),
+        (Command::Finalise, _) => format!(
+            "the guest is not known to run at the destination ({state}); wait for it, or see `novaferry-agent \
+             migration status {id}`"
+        ),
+        (Command::Resolve(_), _) => {
+            format!("there is nothing to choose ({state}); `novaferry-agent migration status {id}` shows it")
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! Virtual machines and migrations for people.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use engine::migrate::preflight::Finding;
+use engine::migrate::record::{Record, Role};
+use engine::migrate::report::{Prediction, Report};
+use engine::migrate::status::{DestinationState, Live, SourceState, Status};
+
+use super::{bytes, duration, rate};
+use crate::control::migration::{ListedAccess, ListedMigration, ListedVm, Shown};
+
+/// Digits of an id in texts: a migration may be named by its first ones.
+const SHORT: usize = 8;
+
+/// An id's first digits.
+#[must_use]
+pub fn short(id: &str) -> &str {
+    id.get(..SHORT).unwrap_or(id)
+}
+
+/// A VM, a line and its findings.
+#[must_use]
+pub fn vm(vm: &ListedVm) -> String {
+    let mut text = vm.id.clone();
+    if vm.name != vm.id {
+        let _infallible = write!(text, " ({})", vm.name);
+    }
+    let _infallible = write!(text, "  {}", vm.state);
+    match &vm.access {
+        ListedAccess::Live { .. } => text.push_str("  live"),
+        ListedAccess::ColdOrWarmOnly { reason, fix } => {
+            let _infallible = write!(text, "  cold or warm only: {reason}; for live, start it with {fix}");
+        }
+        ListedAccess::NotYet { reason } => {
+            let _infallible = write!(text, "  not yet: {reason}");
+        }
+        ListedAccess::Stopped => {}
+    }
+    for finding in &vm.findings {
+        let _infallible = write!(text, "\n    {finding}");
+    }
+    text
+}
+
+/// A migration in one line.
+#[must_use]
+pub fn listed(migration: &ListedMigration) -> String {
+    let ListedMigration { migration: id, vm, role, state, peer, .. } = migration;
+    let peer = if peer.is_empty() { "?" } else { peer };
+    let way = if role == "source" { "to" } else { "from" };
+    let vm = if vm.is_empty() { "?" } else { vm };
+    format!("{id}  {vm} {way} {peer}  {state}")
+}
+
+/// A migration in several lines.
+#[must_use]
+pub fn shown(shown: &Shown) -> String {
+    let Shown { status: Status { record, live, findings }, over } = shown;
+    let mut lines = vec![head(record), format!("  state      {}", state(&record.role))];
+    if !over && live.ram_total + live.disk_total > 0 {
+        lines.push(format!("  now        {}", progress(live)));
+    }
+    if let Some(predicted) = &record.report.predicted {
+        lines.push(format!("  predicted  {}", prediction(predicted)));
+    }
+    if record.report.total_ms.is_some() {
+        lines.push(format!("  measured   {}", measured(&record.report)));
+    }
+    if let Some(grade) = &record.report.grade {
+        lines.push(format!("  grade      {grade}"));
+    }
+    if let Some(note) = &record.report.note {
+        lines.push(format!("  note       {note}"));
+    }
+    lines.extend(findings.iter().map(|one| format!("  {}", finding(one))));
+    if let Some(next) = next(record) {
+        lines.push(format!("  next       {next}"));
+    }
+    lines.join("\n")
+}
+
+fn head(record: &Record) -> String {
+    let Record { migration, vm, peer, generation, .. } = record;
+    let way = match &record.role {
+        Role::Source { address, .. } if peer.is_empty() => format!("to {address}"),
+        Role::Source { .. } => format!("to {peer}"),
+        Role::Destination { .. } => format!("from {peer}"),
+    };
+    format!("{migration}  {vm} {way}, generation {generation}")
+}
+
+/// Where a migration stands, with the reason where there is one.
+#[must_use]
+pub fn state(role: &Role) -> String {
+    use DestinationState as D;
+    use SourceState as S;
+    match role {
+        Role::Source { state: state @ (S::Undoing(why) | S::RolledBack(why) | S::Stopped(why)), .. } => {
+            format!("{}: {why}", state.name())
+        }
+        Role::Source { state, .. } => state.name().to_owned(),
+        Role::Destination { state: state @ (D::Burning(why) | D::Burned(why)), .. } => {
+            format!("{}: {why}", state.name())
+        }
+        Role::Destination { state, .. } => state.name().to_owned(),
+    }
+}
+
+/// What somebody can do in this state, if it waits for somebody.
+fn next(record: &Record) -> Option<String> {
+    let (id, peer) = (short(&record.migration), &record.peer);
+    match &record.role {
+        Role::Source { state: SourceState::Proven, .. } => {
+            Some(format!("novaferry-agent migration finalise {id}   (gives up the copy here)"))
+        }
+        Role::Source { state: SourceState::InDoubt, .. } => Some(format!(
+            "wait for {peer}; or make sure that it is off, and: novaferry-agent migration resolve {id} --keep source \
+             --other-side-is-off"
+        )),
+        Role::Source { state: SourceState::DestinationLost, .. } => Some(format!(
+            "the guest died at {peer}; choose a copy: novaferry-agent migration resolve {id} --keep \
+             source|destination --other-side-is-off"
+        )),
+        _ => None,
+    }
+}
+
+/// The figures of an instant in one line.
+#[must_use]
+pub fn progress(live: &Live) -> String {
+    let mut parts = Vec::new();
+    if live.disk_total > 0 {
+        let percent = u128::from(live.disk_done) * 100 / u128::from(live.disk_total);
+        parts.push(format!("disks {percent} % of {}", bytes(live.disk_total)));
+    }
+    if live.ram_total > 0 {
+        let left = bytes(live.ram_remaining);
+        parts.push(format!("RAM round {}, {left} of {} left", live.round, bytes(live.ram_total)));
+    }
+    if live.rate > 0 {
+        parts.push(rate(live.rate));
+    }
+    if live.dirty_rate > 0 {
+        parts.push(format!("{} dirtied", rate(live.dirty_rate)));
+    }
+    if live.expected_downtime_ms > 0 {
+        parts.push(format!("pause of {} ms expected", live.expected_downtime_ms));
+    }
+    parts.join("  ")
+}
+
+/// What is expected, in one line.
+#[must_use]
+pub fn prediction(predicted: &Prediction) -> String {
+    let Prediction { total_ms, downtime_ms, wire_bytes, dirty_rate, link_rate, converges, basis } = predicted;
+    let time = duration(Duration::from_millis(*total_ms));
+    let mut text = if *converges {
+        format!("{time}, a pause of up to {downtime_ms} ms, {} on the wire", bytes(*wire_bytes))
+    } else {
+        format!("does not converge: {} dirtied, {} travel", rate(*dirty_rate), rate(*link_rate))
+    };
+    let _infallible = write!(text, " ({basis})");
+    text
+}
+
+/// What was measured, in one line.
+#[must_use]
+pub fn measured(report: &Report) -> String {
+    let time = |millis: Option<u64>| {
+        millis.map_or_else(|| "?".to_owned(), |millis| duration(Duration::from_millis(millis)))
+    };
+    let pause = report.downtime_ms.map_or_else(|| "?".to_owned(), |millis| format!("{millis} ms"));
+    format!(
+        "{}, a pause of {pause}, {} on the wire for {}, {} rounds",
+        time(report.total_ms),
+        bytes(report.ram_wire.saturating_add(report.disk_wire)),
+        bytes(report.ram_plain.saturating_add(report.disk_plain)),
+        report.rounds,
+    )
+}
+
+/// A finding in one line.
+#[must_use]
+pub fn finding(finding: &Finding) -> String {
+    let Finding { rule, evidence, fix, blocking } = finding;
+    let weight = if *blocking { "BLOCKS" } else { "warning" };
+    format!("{weight}  {rule}: {evidence}; {fix}")
+}
+
+#[cfg(test)]
+mod tests {
+    use volume::SessionId;
+
+    use super::*;
+
+    #[test]
+    fn vms_for_people() {
+        let listed = |access| ListedVm {
+            id: "7f".to_owned(),
+            name: "web".to_owned(),
+            state: "running".to_owned(),
+            access,
+            pid: Some(7),
+            folder: None,
+            findings: vec!["odd".to_owned()],
+        };
+        assert_eq!(
+            vm(&listed(ListedAccess::Live { qmp: "/q".to_owned() })),
+            "7f (web)  running  live\n    odd"
+        );
+        let (reason, fix) = ("it has no monitor".to_owned(), "-qmp unix:/q".to_owned());
+        assert_eq!(
+            vm(&listed(ListedAccess::ColdOrWarmOnly { reason, fix })),
+            "7f (web)  running  cold or warm only: it has no monitor; for live, start it with -qmp unix:/q\n    odd"
+        );
+    }
+
+    #[test]
+    fn migrations_for_people() {
+        let role = Role::Source {
+            state: SourceState::InDoubt,
+            address: "host-b:7440".to_owned(),
+            qmp: "/q".to_owned(),
+            folder: None,
+            process: None,
+            fenced: true,
+            was_paused: false,
+        };
+        let mut record = Record::new(SessionId([0xab; 16]), "web", "host-b", role);
+        record.generation = 3;
+        record.report.total_ms = Some(61_500);
+        record.report.downtime_ms = Some(120);
+        record.report.ram_plain = 3 << 20;
+        record.report.ram_wire = 1 << 20;
+        record.report.rounds = 2;
+        let live = Live {
+            disk_done: 1 << 29,
+            disk_total: 1 << 30,
+            ram_remaining: 1 << 20,
+            ram_total: 1 << 28,
+            round: 2,
+            rate: 45_000_000,
+            dirty_rate: 3_000_000,
+            expected_downtime_ms: 80,
+            ..Live::default()
+        };
+        let findings = vec![Finding::warning("clock-skew", "3 s", "use NTP")];
+        let status = Status { record: record.clone(), live, findings };
+        let id = "ab".repeat(16);
+        assert_eq!(
+            shown(&Shown { status, over: false }),
+            format!(
+                "{id}  web to host-b, generation 3\n  state      in-doubt\n  now        disks 50 % of 1.0 GiB  RAM round \
+                 2, 1.0 MiB of 256.0 MiB left  45.0 MB/s  3.0 MB/s dirtied  pause of 80 ms expected\n  measured   1:01, \
+                 a pause of 120 ms, 1.0 MiB on the wire for 3.0 MiB, 2 rounds\n  warning  clock-skew: 3 s; use NTP\n  \
+                 next       wait for host-b; or make sure that it is off, and: novaferry-agent migration resolve abababab \
+                 --keep source --other-side-is-off"
+            )
+        );
+        assert_eq!(listed(&ListedMigration::new(&record, false)), format!("{id}  web to host-b  in-doubt"));
+    }
+}
