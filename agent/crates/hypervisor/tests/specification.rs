@@ -2,15 +2,14 @@
 //! bound to another "host", started there without defaults, has the same devices at the same addresses, and a
 //! running guest moves into it.
 
-#[path = "support/images.rs"]
-#[expect(dead_code, reason = "shared with other tests")]
-mod images;
+#[path = "support/capability.rs"]
+mod capability;
 #[path = "support/monitor.rs"]
 mod monitor;
 
 use std::path::{Path, PathBuf};
 
-use images::have;
+use capability::have;
 use monitor::{Guest, arguments_of, boot_disk, folder, until};
 use novaferry_hypervisor::command_line::{Place, QMP_SOCKET, arguments};
 use novaferry_hypervisor::specification::{
