@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use hypervisor::specification::{
     Accelerator, BlockFact, Device, DiskFormat, DiskTarget, HostMapping, HostNetwork, NetworkBackend,
-    NetworkDevice, StartRequest, VmFacts, derive, resolve,
+    NetworkDevice, Start, StartRequest, VmFacts, derive, resolve,
 };
 use hypervisor::vmd::{RefusalKind, VmState, VmdClient, VmdError};
 use rustix::process::{Pid, Signal, kill_process};
@@ -134,7 +134,7 @@ impl Host {
             accelerators: vec![Accelerator::Tcg],
             ..HostMapping::default()
         };
-        resolve(&derived.specification, &mapping, generation, true).unwrap().0
+        resolve(&derived.specification, &mapping, generation, Start::Incoming).unwrap().0
     }
 
     /// Process ids of what was started with a pid file below this host's folder.

@@ -11,8 +11,10 @@ use hypervisor::vmd::VmdClient;
 use session::cutover::SourceEvent;
 use tokio::time::Instant;
 
+use super::warm::fleece;
 use super::{Owner, StepResult, chain, mirror};
 use crate::migrate::message::FromSource;
+use crate::migrate::mode::Mode;
 use crate::migrate::record::Role;
 
 /// How long QEMU may take to end a migration or a job.
@@ -25,9 +27,16 @@ impl Owner {
     /// Makes it durable that this host may not run the VM.
     pub(super) async fn make_fence(&mut self) -> StepResult {
         let vmd = VmdClient::connect(&self.context.vmd).await.map_err(|error| chain(&error))?;
-        vmd.fence(&self.job.vm, self.record.generation, self.fenced_files())
+        let fence = vmd
+            .fence(&self.job.vm, self.record.generation, self.fenced_files())
             .await
             .map_err(|error| format!("the fence cannot be made: {}", chain(&error)))?;
+        // What was started in the last instant is seen now: after the fence nothing is.
+        let renamed = fence.renamed;
+        self.check_unchanged(|path| {
+            let new = renamed.iter().find(|(from, _)| from == path);
+            new.map_or_else(|| path.to_owned(), |(_, to)| to.clone())
+        })?;
         Ok(Some(SourceEvent::FenceDurable))
     }
 
@@ -73,9 +82,19 @@ impl Owner {
             let vmd = VmdClient::connect(&self.context.vmd).await.map_err(|error| chain(&error))?;
             vmd.unfence(&self.job.vm, self.record.generation).await.map_err(|error| chain(&error))?;
         }
+        self.end_copying().await;
+        if self.record.mode == Mode::Cold {
+            self.carriers.shutdown().await;
+            self.disks.clear();
+            return Ok(());
+        }
         let qmp = self.monitor().await?;
         cancel_migration(&qmp).await?;
+        fleece::end_exports(&qmp).await?;
         remove_mirrors(&qmp).await?;
+        if self.record.mode == Mode::Warm {
+            self.remove_rounds(&qmp).await?;
+        }
         self.carriers.shutdown().await;
         self.disks.clear();
         self.ram = None;
@@ -86,6 +105,9 @@ impl Owner {
         let was_paused = status.status == RunState::Paused && was_paused;
         if !status.running && ours && !was_paused {
             qmp.cont().await.map_err(|error| chain(&error))?;
+        }
+        if self.record.mode == Mode::Warm {
+            self.thaw().await;
         }
         Ok(())
     }
@@ -102,7 +124,8 @@ impl Owner {
         };
         let gone =
             self.job.process.is_some_and(|process| process.activity().is_ok_and(|a| a == Activity::Dead));
-        if !came_back && !gone {
+        self.end_copying().await;
+        if !came_back && !gone && self.record.mode != Mode::Cold {
             match self.monitor().await {
                 Ok(qmp) => {
                     if let Err(error) = qmp.quit().await {
@@ -160,7 +183,7 @@ async fn cancel_migration(qmp: &Qmp) -> Result<(), String> {
     Err("QEMU does not end its migration".to_owned())
 }
 
-async fn remove_mirrors(qmp: &Qmp) -> Result<(), String> {
+pub(super) async fn remove_mirrors(qmp: &Qmp) -> Result<(), String> {
     let failed = |error| chain(&error);
     let since = Instant::now();
     loop {
