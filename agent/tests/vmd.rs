@@ -184,6 +184,7 @@ fn pid(state: &VmState) -> u32 {
     match state {
         VmState::Running { pid } => *pid,
         VmState::Exited { stderr } => panic!("it has ended: {stderr}"),
+        VmState::Stopped {} => panic!("it was never started"),
     }
 }
 
