@@ -171,6 +171,6 @@ impl Owner {
             },
             Err(error) => ("unknown", chain(&error)),
         };
-        FromDestination::Proof { status: status.to_owned(), complaint }
+        FromDestination::Proof { status: status.to_owned(), complaint, pending: false }
     }
 }
