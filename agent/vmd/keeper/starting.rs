@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use hypervisor::command_line::{self, PID_FILE, QMP_SOCKET};
-use hypervisor::specification::{Accelerator, DiskTarget, HostNetwork, NVRAM_ID, StartRequest};
+use hypervisor::specification::{Accelerator, DiskTarget, HostNetwork, NVRAM_ID, Start, StartRequest};
 use hypervisor::vmd::{Refusal, RefusalKind, VmStatus};
 
 use super::{Keeper, failed, hold, refusal, stale};
@@ -274,7 +274,7 @@ fn device_groups(request: &StartRequest) -> io::Result<Vec<u32>> {
     if request.specification.machine.accelerator == Accelerator::Kvm {
         groups.push(std::fs::metadata("/dev/kvm")?.gid());
     }
-    if request.incoming
+    if request.start == Start::Incoming
         && let Ok(device) = std::fs::metadata("/dev/userfaultfd")
         && device.mode() & GROUP_READS_AND_WRITES == GROUP_READS_AND_WRITES
         && device.gid() != 0

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use engine::migrate::mode::{Mode as EngineMode, admit};
+use engine::migrate;
+use engine::migrate::mode::admit;
 use engine::migrate::record::{Record, Role};
 use engine::migrate::source::{Job, OnNoConverge, Options};
 use engine::migrate::status::SourceState;
@@ -27,13 +28,13 @@ const MAX_TIMEOUT_MS: u64 = 7 * 86_400_000;
 /// For people: what stands against it, and what to do.
 pub(super) fn of_request(migration: SessionId, asked: &Migrate, vm: &Vm) -> Result<(Job, Record), String> {
     let name = &vm.id;
-    let mode = mode(asked.mode);
+    let mode = engine_mode(asked.mode);
     if vm.state == State::Suspended {
         return Err(format!("the QEMU of VM {name} was stopped by a signal; continue it (kill -CONT) first"));
     }
-    // A VM that is off has no socket.
+    // A VM that is off has no socket, and needs none.
     let qmp = admit(&vm.access, mode)
-        .map_err(|finding| format!("VM {name}: {}; {}", finding.evidence, finding.fix))?
+        .map_err(|why| format!("VM {name} cannot be moved {}: {}; {}", mode.name(), why.evidence, why.fix))?
         .unwrap_or_default();
     let to: HostAddress =
         asked.to.parse().map_err(|error: crate::address::AddressError| error.to_string())?;
@@ -75,17 +76,17 @@ pub(super) fn of_request(migration: SessionId, asked: &Migrate, vm: &Vm) -> Resu
     Ok((job, record))
 }
 
-fn mode(asked: Mode) -> EngineMode {
-    match asked {
-        Mode::Live => EngineMode::Live,
-        Mode::Warm => EngineMode::Warm,
-        Mode::Cold => EngineMode::Cold,
-    }
-}
-
 fn text(what: &str, path: &Path) -> Result<String, String> {
     let known = path.to_str().map(ToOwned::to_owned);
     known.ok_or_else(|| format!("{what} {} is not UTF-8; rename it", path.display()))
+}
+
+fn engine_mode(asked: Mode) -> migrate::mode::Mode {
+    match asked {
+        Mode::Live => migrate::mode::Mode::Live,
+        Mode::Warm => migrate::mode::Mode::Warm,
+        Mode::Cold => migrate::mode::Mode::Cold,
+    }
 }
 
 fn options(asked: &Migrate) -> Result<Options, String> {
@@ -110,7 +111,7 @@ fn options(asked: &Migrate) -> Result<Options, String> {
         }
     };
     Ok(Options {
-        mode: mode(asked.mode),
+        mode: engine_mode(asked.mode),
         max_downtime: within("a downtime", asked.max_downtime_ms, MAX_DOWNTIME_MS)?,
         timeout: within("a timeout", asked.timeout_ms, MAX_TIMEOUT_MS)?,
         on_no_converge: match asked.on_no_converge {
