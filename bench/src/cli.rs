@@ -36,7 +36,7 @@ Examples:
   novaferry-bench run incompressible --size 2GiB --repeat 5
   novaferry-bench run all --output json > results.jsonl
   novaferry-bench live same-host --pairs 30
-  novaferry-bench live wan --output json";
+  novaferry-bench live wan --output json -- --compress 3";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -108,6 +108,9 @@ struct LiveArgs {
     /// Keep disks and logs, and say where they are.
     #[arg(long)]
     keep: bool,
+    /// More arguments of the agent's `migrate`, behind `--`.
+    #[arg(last = true, value_name = "MORE")]
+    more: Vec<String>,
     /// Where the guests' folders are made [default: the folder for temporary files].
     #[arg(long, value_name = "DIR")]
     folder: Option<PathBuf>,
@@ -166,14 +169,14 @@ fn new_folder(inside: Option<PathBuf>, keep: bool) -> Result<TempDir> {
 }
 
 fn run_live(args: LiveArgs) -> Result<()> {
-    let LiveArgs { case, repeat, pairs, memory, seed, agent, keep, folder, output } = args;
+    let LiveArgs { case, repeat, pairs, memory, seed, agent, keep, more, folder, output } = args;
     anyhow::ensure!(
         memory.is_none_or(|memory| memory >= LEAST_MEMORY),
         "choose a --memory of at least 64 MiB"
     );
     let agent = agent_or_default(agent)?;
     let folder = new_folder(folder, keep)?;
-    let live = Live { case, repeat, pairs, memory, seed, agent: &agent, folder: folder.path(), keep };
+    let live = Live { case, repeat, pairs, memory, seed, agent: &agent, more: &more, folder: folder.path(), keep };
     let result = live::run(&live, Report(output));
     if keep {
         eprintln!("novaferry-bench: disks and logs are in {}", folder.path().display());

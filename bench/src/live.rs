@@ -49,14 +49,23 @@ pub(crate) struct Live<'a> {
     pub(crate) seed: u64,
     /// The agent's binary.
     pub(crate) agent: &'a Path,
+    /// More arguments of `migrate`.
+    pub(crate) more: &'a [String],
     /// A new folder.
     pub(crate) folder: &'a Path,
     pub(crate) keep: bool,
 }
 
+/// novaferry, and how it is asked.
+#[derive(Debug)]
+struct Movers<'a> {
+    agents: Agents,
+    more: &'a [String],
+}
+
 /// Runs a case.
 pub(crate) fn run(live: &Live<'_>, report: Report) -> Result<()> {
-    let Live { case, repeat, pairs, memory, seed, agent, folder, keep } = live;
+    let Live { case, repeat, pairs, memory, seed, agent, more, folder, keep } = live;
     let plan = case.plan(*memory, *seed)?;
     ensure!(
         plan.link.is_none() || rustix::process::geteuid().is_root(),
@@ -65,7 +74,7 @@ pub(crate) fn run(live: &Live<'_>, report: Report) -> Result<()> {
     );
     let linux = Linux::find().map_err(|why| anyhow!(why))?;
     make_folder(folder)?;
-    let agents = Agents::new(agent, folder)?;
+    let movers = Movers { agents: Agents::new(agent, folder)?, more };
     let runtime = Builder::new_multi_thread()
         .worker_threads(THREADS)
         .enable_all()
@@ -76,7 +85,7 @@ pub(crate) fn run(live: &Live<'_>, report: Report) -> Result<()> {
         let place = folder.join(repeat.to_string());
         let stage = Stage::set(plan.clone(), &linux, &runtime, place)?;
         let done = (1..=*pairs)
-            .map(|pair| one_pair(&stage, &agents, *case, (repeat, pair), *keep, report))
+            .map(|pair| one_pair(&stage, &movers, *case, (repeat, pair), *keep, report))
             .collect::<Result<Vec<_>>>()?;
         report.summary(&Summary::of(*case, &plan, repeat, &done))?;
         overrun(&stage)?;
@@ -103,7 +112,7 @@ fn overrun(stage: &Stage<'_>) -> Result<()> {
 
 fn one_pair(
     stage: &Stage<'_>,
-    agents: &Agents,
+    movers: &Movers<'_>,
     case: LiveCase,
     (repeat, pair): (u32, u32),
     keep: bool,
@@ -114,7 +123,7 @@ fn one_pair(
         make_folder(&folder)?;
         let moved = match mover {
             Mover::Novaferry => {
-                ferry::run(stage, agents, &folder).context("move the guest with novaferry")?
+                ferry::run(stage, movers, &folder).context("move the guest with novaferry")?
             }
             Mover::Qemu => native::run(stage, &folder).context("move the guest with QEMU alone")?,
         };

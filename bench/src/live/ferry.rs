@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use engine::migrate::report::Report;
-use guest::{Layout, Linux, Serial};
+use guest::{Layout, Serial};
 use link::{Link, Side};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use super::Movers;
 use super::outcome::Moved;
 use super::stage::{PATIENCE, Stage, VM, make_folder};
 use super::steps;
@@ -39,24 +40,20 @@ impl Host {
         agents: &Agents,
         folder: &Path,
         name: &str,
-        linux: &Linux,
+        boot: &Path,
         place: Option<(&Link, Side)>,
     ) -> Result<Self> {
         let inside = |name: &str| folder.join(name);
-        let [vms, boot, pool] = ["vms", "boot", POOL].map(inside);
-        for made in [folder, &vms, &boot, &pool] {
+        let [vms, pool] = ["vms", POOL].map(inside);
+        for made in [folder, &vms, &pool] {
             make_folder(made)?;
-        }
-        for file in [&linux.kernel, &linux.initramfs] {
-            let target = boot.join(file.file_name().context("name a boot file")?);
-            fs::copy(file, &target).with_context(|| format!("write {}", target.display()))?;
         }
         let program = agents.binary().with_file_name(VMD);
         ensure!(program.is_file(), "{} is missing; build it with the agent", program.display());
         let (socket, log) = (inside("vmd.sock"), inside("vmd.log"));
         let mut command = Command::new(program);
         command.arg("serve").arg("--socket").arg(&socket).arg("--state").arg(inside("vmd"));
-        command.arg("--vms").arg(&vms).arg("--disk-folder").arg(&pool).arg("--boot").arg(&boot);
+        command.arg("--vms").arg(&vms).arg("--disk-folder").arg(&pool).arg("--boot").arg(boot);
         let file = fs::File::create(&log).with_context(|| format!("create {}", log.display()))?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
         let mut vmd = Guarded::new(spawn(command, place)?);
@@ -101,9 +98,10 @@ impl Drop for Host {
 }
 
 /// Moves a guest, in the new folder `folder`.
-pub(super) fn run(stage: &Stage<'_>, agents: &Agents, folder: &Path) -> Result<Moved> {
+pub(super) fn run(stage: &Stage<'_>, movers: &Movers<'_>, folder: &Path) -> Result<Moved> {
+    let Movers { agents, more } = movers;
     let start = |name: &str, identity: &str, side: Side| {
-        Host::start(agents, &folder.join(name), identity, stage.linux, stage.place(side))
+        Host::start(agents, &folder.join(name), identity, &stage.boot, stage.place(side))
     };
     let (from, to) = (start("s", SENDER, Side::A)?, start("d", RECEIVER, Side::B)?);
     let source = stage.source(&from.vms)?;
@@ -124,7 +122,7 @@ pub(super) fn run(stage: &Stage<'_>, agents: &Agents, folder: &Path) -> Result<M
         command.args(["--on-no-converge", "throttle"]);
     }
     command.arg("--timeout").arg(format!("{}s", PATIENCE.as_secs()));
-    command.arg("--socket").arg(&from.agent.control);
+    command.arg("--socket").arg(&from.agent.control).args(*more);
     let report = migrate(command).with_context(|| {
         format!("source: {}\ndestination: {}", tail(&from.agent.log), tail(&to.agent.log))
     })?;

@@ -32,6 +32,8 @@ pub(super) struct Stage<'a> {
     /// Everything of this case.
     pub(super) folder: PathBuf,
     pub(super) link: Option<Link>,
+    /// The guest's kernel, as a receiver's boot folder.
+    pub(super) boot: PathBuf,
     /// What the disk holds at first.
     template: Option<PathBuf>,
 }
@@ -79,8 +81,14 @@ impl<'a> Stage<'a> {
                 plan.disk / MEBI
             );
         }
+        let boot = folder.join("boot");
+        make_folder(&boot)?;
+        for file in [&linux.kernel, &linux.initramfs] {
+            let target = boot.join(file.file_name().context("name a boot file")?);
+            fs::copy(file, &target).with_context(|| format!("write {}", target.display()))?;
+        }
         let link = plan.link.as_ref().map(Link::up).transpose().context("make the emulated link")?;
-        Ok(Self { plan, linux, runtime, folder, link, template })
+        Ok(Self { plan, linux, runtime, folder, link, boot, template })
     }
 
     /// Which side of the link, if there is one.
@@ -118,7 +126,14 @@ impl<'a> Stage<'a> {
         let vm = self.start(vms, self.settings(), Side::A)?;
         vm.wait_for_boot(PATIENCE).context("boot the guest")?;
         vm.serial().wait_for_heartbeats(BEATS, PATIENCE).context("hear the guest at its source")?;
+        self.settle()?;
         Ok(vm)
+    }
+
+    /// Writes back what the preparations left in the page cache: it would be written in the middle of what is measured.
+    fn settle(&self) -> Result<()> {
+        let folder = fs::File::open(&self.folder).context("open the bench's folder")?;
+        rustix::fs::syncfs(&folder).context("write back what was prepared")
     }
 
     /// Waits until the guest has shown itself at its destination.
