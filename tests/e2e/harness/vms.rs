@@ -90,6 +90,11 @@ impl<'a> VmHost<'a> {
             .collect()
     }
 
+    /// The pool's folder here.
+    pub(crate) fn pool(&self) -> &Path {
+        self.host.pool()
+    }
+
     /// NovaCron's folder.
     pub(crate) fn vms(&self) -> PathBuf {
         self.folder.join("vms")
