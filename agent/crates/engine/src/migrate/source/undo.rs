@@ -89,9 +89,10 @@ impl Owner {
             return Ok(());
         }
         let qmp = self.monitor().await?;
-        cancel_migration(&qmp).await?;
         fleece::end_exports(&qmp).await?;
+        // The mirrors first: the destination gives up when the memory's stream ends, and their targets with it.
         remove_mirrors(&qmp).await?;
+        cancel_migration(&qmp).await?;
         if self.record.mode == Mode::Warm {
             self.remove_rounds(&qmp).await?;
         }
