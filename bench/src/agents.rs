@@ -18,10 +18,10 @@ use crate::process::{Guarded, run};
 /// How long a daemon may take to be ready, and to end: it generates nothing and holds nothing for long.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Name of the pool.
-const POOL: &str = "pool";
+pub(crate) const POOL: &str = "pool";
 /// Names of the hosts.
-const SENDER: &str = "sender";
-const RECEIVER: &str = "receiver";
+pub(crate) const SENDER: &str = "sender";
+pub(crate) const RECEIVER: &str = "receiver";
 
 /// What a copy prints last. Other keys are not needed here.
 #[derive(Clone, Debug, Deserialize)]
@@ -62,11 +62,16 @@ impl Agents {
         Ok(agents)
     }
 
-    fn command(&self) -> Command {
+    pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(&self.binary);
         // The caller's settings must not reach what is measured.
         command.env_remove("NOVAFERRY_LOG").env_remove("STATE_DIRECTORY").stdin(Stdio::null());
         command
+    }
+
+    /// The agent's binary.
+    pub(crate) fn binary(&self) -> &Path {
+        &self.binary
     }
 
     fn identity(&self, host: &str) -> PathBuf {
@@ -77,27 +82,39 @@ impl Agents {
     pub(crate) fn serve<'a>(&'a self, folder: &Path, link: Option<&'a Link>) -> Result<Pair<'a>> {
         let pool = folder.join(POOL);
         fs::create_dir_all(&pool).with_context(|| format!("make {}", pool.display()))?;
-        let address: IpAddr = match link {
-            Some(_) => Side::B.address().into(),
+        let more = format!("[[pool]]\nname = \"{POOL}\"\npath = {pool:?}\npush = [\"{SENDER}\"]\n");
+        let daemon = self.daemon(RECEIVER, folder, &more, link.map(|link| (link, Side::B)))?;
+        Ok(Pair { agents: self, link, folder: folder.to_owned(), daemon, pool })
+    }
+
+    /// Starts a daemon with the identity of `host` and everything of its own in `folder`, on its side of a link if there
+    /// is one, and waits until it is ready. `more` is the rest of its configuration.
+    pub(crate) fn daemon(
+        &self,
+        host: &str,
+        folder: &Path,
+        more: &str,
+        place: Option<(&Link, Side)>,
+    ) -> Result<Daemon> {
+        let address: IpAddr = match place {
+            Some((_, side)) => side.address().into(),
             None => Ipv4Addr::LOCALHOST.into(),
         };
-        let config = folder.join("agent.toml");
+        let (config, control) = (folder.join("agent.toml"), folder.join("daemon/control.sock"));
         let text = format!(
             "state_dir = {:?}\n[listen]\naddress = \"{address}:0\"\n[identity]\ndir = {:?}\n\
-             [control]\nsocket = {:?}\n[log]\nformat = \"json\"\n\
-             [metrics]\nlisten = \"127.0.0.1:0\"\n\
-             [[pool]]\nname = \"{POOL}\"\npath = {pool:?}\npush = [\"{SENDER}\"]\n",
+             [control]\nsocket = {control:?}\n[log]\nformat = \"json\"\n\
+             [metrics]\nlisten = \"127.0.0.1:0\"\n{more}",
             folder.join("daemon"),
-            self.identity(RECEIVER),
-            folder.join("daemon/control.sock"),
+            self.identity(host),
         );
         fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
         let mut command = self.command();
         command.arg("serve").arg("--config").arg(&config).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut daemon = Guarded::new(spawn(command, link.map(|link| (link, Side::B)))?);
+        let mut process = Guarded::new(spawn(command, place)?);
         let log = folder.join("daemon.log");
         let file = File::create(&log).with_context(|| format!("create {}", log.display()))?;
-        let lines = daemon.child().stderr.take().context("read the daemon's log")?;
+        let lines = process.child().stderr.take().context("read the daemon's log")?;
         let (ready, is_ready) = sync_channel(1);
         std::thread::Builder::new()
             .name("bench-log".to_owned())
@@ -105,8 +122,33 @@ impl Agents {
             .context("start the thread that keeps the daemon's log")?;
         let address = is_ready
             .recv_timeout(PATIENCE)
-            .map_err(|_late| anyhow!("the receiver did not become ready: {}", tail(&log)))?;
-        Ok(Pair { agents: self, link, folder: folder.to_owned(), daemon, address, pool })
+            .map_err(|_late| anyhow!("the agent did not become ready: {}", tail(&log)))?;
+        Ok(Daemon { process, address, control, log })
+    }
+}
+
+/// An agent that runs.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    process: Guarded,
+    /// Where it takes volumes and VMs.
+    pub(crate) address: SocketAddr,
+    /// Its control socket.
+    pub(crate) control: PathBuf,
+    /// Its log: JSON objects, one a line.
+    pub(crate) log: PathBuf,
+}
+
+impl Daemon {
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Ends it.
+    pub(crate) fn end(self) -> Result<()> {
+        let status = self.process.terminate(PATIENCE)?;
+        anyhow::ensure!(status.success(), "an agent ended with {status}: {}", tail(&self.log));
+        Ok(())
     }
 }
 
@@ -133,7 +175,7 @@ fn keep_log(lines: impl BufRead, mut file: File, ready: &SyncSender<SocketAddr>)
     }
 }
 
-fn spawn(mut command: Command, place: Option<(&Link, Side)>) -> Result<std::process::Child> {
+pub(crate) fn spawn(mut command: Command, place: Option<(&Link, Side)>) -> Result<std::process::Child> {
     match place {
         Some((link, side)) => Ok(link.exec(side, command)?),
         None => command.spawn().with_context(|| format!("start {}", command.get_program().display())),
@@ -141,7 +183,7 @@ fn spawn(mut command: Command, place: Option<(&Link, Side)>) -> Result<std::proc
 }
 
 /// The end of a file, for an error message.
-fn tail(path: &Path) -> String {
+pub(crate) fn tail(path: &Path) -> String {
     const MOST: usize = 2000;
     match fs::read(path) {
         Ok(text) => String::from_utf8_lossy(&text[text.len().saturating_sub(MOST)..]).into_owned(),
@@ -155,8 +197,7 @@ pub(crate) struct Pair<'a> {
     agents: &'a Agents,
     link: Option<&'a Link>,
     folder: PathBuf,
-    daemon: Guarded,
-    address: SocketAddr,
+    daemon: Daemon,
     pool: PathBuf,
 }
 
@@ -196,7 +237,7 @@ impl Pair<'_> {
         command
             .arg("copy")
             .arg(source)
-            .arg(format!("novaferry://{}/{POOL}/{name}", self.address))
+            .arg(format!("novaferry://{}/{POOL}/{name}", self.daemon.address))
             .arg("--identity")
             .arg(self.agents.identity(SENDER))
             .arg("--state")
@@ -228,19 +269,13 @@ impl Pair<'_> {
 
     /// Peak resident memory of the daemon in bytes.
     pub(crate) fn peak_memory(&self) -> Result<u64> {
-        let log = self.folder.join("daemon.log");
-        peak_memory(self.daemon.id()).with_context(|| format!("the receiver has ended: {}", tail(&log)))
+        let ended = || format!("the receiver has ended: {}", tail(&self.daemon.log));
+        peak_memory(self.daemon.id()).with_context(ended)
     }
 
     /// Ends the receiver.
     pub(crate) fn end(self) -> Result<()> {
-        let status = self.daemon.terminate(PATIENCE)?;
-        anyhow::ensure!(
-            status.success(),
-            "the receiver ended with {status}: {}",
-            tail(&self.folder.join("daemon.log"))
-        );
-        Ok(())
+        self.daemon.end()
     }
 }
 

@@ -5,16 +5,20 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+use tempfile::TempDir;
 
 use crate::cases::{Bench, Case};
+use crate::live::{Live, LiveCase};
 use crate::machine::Machine;
 use crate::report::{Output, Report};
-use crate::{calibrate, cases, size};
+use crate::{calibrate, cases, live, size};
 
 /// Exit code for a wrong command line (sysexits.h).
 const USAGE: u8 = 64;
 /// Name of the agent's binary.
 const AGENT: &str = "novaferry-agent";
+/// Least memory of a guest: what its kernel needs.
+const LEAST_MEMORY: u64 = 64 << 20;
 
 /// Measures this machine, and what agents reach of what it can do.
 #[derive(Debug, Parser)]
@@ -30,7 +34,9 @@ Exit codes: 0 it ran, whether goals are met or not; 1 something failed or a copy
 Examples:
   novaferry-bench calibrate
   novaferry-bench run incompressible --size 2GiB --repeat 5
-  novaferry-bench run all --output json > results.jsonl";
+  novaferry-bench run all --output json > results.jsonl
+  novaferry-bench live same-host --pairs 30
+  novaferry-bench live wan --output json -- --compress 3";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -38,6 +44,8 @@ enum Command {
     Calibrate(Common),
     /// Calibrates, copies between two agent processes, verifies every byte, prints rates, costs and goals.
     Run(RunArgs),
+    /// Moves running guests with novaferry and with QEMU alone, in turns; verifies them, prints times, bytes, goals.
+    Live(LiveArgs),
 }
 
 #[derive(Debug, Args)]
@@ -77,6 +85,40 @@ struct RunArgs {
     common: Common,
 }
 
+#[derive(Debug, Args)]
+struct LiveArgs {
+    /// The case.
+    #[arg(value_enum)]
+    case: LiveCase,
+    /// How often the case is run.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    repeat: u32,
+    /// Moves on each side, taking turns.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pairs: u32,
+    /// The guest's memory instead of the case's own; what it keeps there grows and shrinks with it. At least 64 MiB.
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    memory: Option<u64>,
+    /// Fixes what the emulated link does.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// The agent's binary; novaferry-vmd is beside it [default: novaferry-agent beside this program].
+    #[arg(long, value_name = "PATH")]
+    agent: Option<PathBuf>,
+    /// Keep disks and logs, and say where they are.
+    #[arg(long)]
+    keep: bool,
+    /// More arguments of the agent's `migrate`, behind `--`.
+    #[arg(last = true, value_name = "MORE")]
+    more: Vec<String>,
+    /// Where the guests' folders are made [default: the folder for temporary files].
+    #[arg(long, value_name = "DIR")]
+    folder: Option<PathBuf>,
+    /// What to print.
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
 /// Reads the command line and does what it says.
 pub(crate) fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -90,6 +132,7 @@ pub(crate) fn run() -> ExitCode {
     let result = match cli.command {
         Command::Calibrate(common) => calibrate(common),
         Command::Run(args) => run_cases(args),
+        Command::Live(args) => run_live(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -108,18 +151,43 @@ fn calibrate(common: Common) -> Result<()> {
     Report(output).calibration(&machine, &constants, &cases::ceilings(&constants))
 }
 
-fn run_cases(args: RunArgs) -> Result<()> {
-    let RunArgs { case, size, repeat, seed, agent, keep, common: Common { sample, folder, output } } = args;
-    let agent = match agent {
-        Some(agent) => agent,
-        None => std::env::current_exe().context("find this program")?.with_file_name(AGENT),
-    };
-    let folder = folder.unwrap_or_else(std::env::temp_dir);
+fn agent_or_default(agent: Option<PathBuf>) -> Result<PathBuf> {
+    match agent {
+        Some(agent) => Ok(agent),
+        None => Ok(std::env::current_exe().context("find this program")?.with_file_name(AGENT)),
+    }
+}
+
+fn new_folder(inside: Option<PathBuf>, keep: bool) -> Result<TempDir> {
+    let inside = inside.unwrap_or_else(std::env::temp_dir);
     let mut folder = tempfile::Builder::new()
         .prefix("novaferry-bench-")
-        .tempdir_in(&folder)
-        .with_context(|| format!("make a folder in {}", folder.display()))?;
+        .tempdir_in(&inside)
+        .with_context(|| format!("make a folder in {}", inside.display()))?;
     folder.disable_cleanup(keep);
+    Ok(folder)
+}
+
+fn run_live(args: LiveArgs) -> Result<()> {
+    let LiveArgs { case, repeat, pairs, memory, seed, agent, keep, more, folder, output } = args;
+    anyhow::ensure!(
+        memory.is_none_or(|memory| memory >= LEAST_MEMORY),
+        "choose a --memory of at least 64 MiB"
+    );
+    let agent = agent_or_default(agent)?;
+    let folder = new_folder(folder, keep)?;
+    let live = Live { case, repeat, pairs, memory, seed, agent: &agent, more: &more, folder: folder.path(), keep };
+    let result = live::run(&live, Report(output));
+    if keep {
+        eprintln!("novaferry-bench: disks and logs are in {}", folder.path().display());
+    }
+    result
+}
+
+fn run_cases(args: RunArgs) -> Result<()> {
+    let RunArgs { case, size, repeat, seed, agent, keep, common: Common { sample, folder, output } } = args;
+    let agent = agent_or_default(agent)?;
+    let folder = new_folder(folder, keep)?;
     let report = Report(output);
     let bench = Bench::new(&agent, folder.path(), seed, size)?;
     let machine = Machine::look()?;

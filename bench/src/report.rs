@@ -5,6 +5,7 @@ use std::io::Write;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use crate::live;
 use crate::machine::Machine;
 use crate::model::{Ceiling, Constants};
 use crate::size::mebibytes;
@@ -45,7 +46,7 @@ impl Goal {
         Self { name, unit, actual, bound, at_most: true, met: actual <= bound }
     }
 
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let Self { name, unit, actual, bound, at_most, met } = self;
         let sign = if *at_most { "<=" } else { ">=" };
         let verdict = if *met { "pass" } else { "FAIL" };
@@ -145,6 +146,22 @@ impl Report {
         match self.0 {
             Output::Json => self.json(&Calibration { kind: "calibration", machine, constants, ceilings }),
             Output::Text => self.line(&calibration_text(machine, constants, ceilings)),
+        }
+    }
+
+    /// A measured move of a guest.
+    pub(crate) fn moved(self, record: &live::Record) -> Result<()> {
+        match self.0 {
+            Output::Json => self.json(record),
+            Output::Text => self.line(&record.text()),
+        }
+    }
+
+    /// All moves of a case.
+    pub(crate) fn summary(self, summary: &live::Summary) -> Result<()> {
+        match self.0 {
+            Output::Json => self.json(summary),
+            Output::Text => self.line(&summary.text()),
         }
     }
 

@@ -1,6 +1,8 @@
 //! Moves that succeed.
 
+use guest::disk::Format;
 use guest::serial::Chunk;
+use guest::timeline::DiskAtStart;
 use guest::{BootSector, Serial, Settings, Timeline, Vm, available};
 
 use super::{HANG, PROOF, VM, World, needs, outcome, proves_itself};
@@ -141,4 +143,44 @@ fn one_guest_goes_back_and_forth_twenty_times() {
     let report = Timeline::of(&visits).check(2).unwrap();
     println!("{test}: {} heartbeats, downtimes {:?}", report.heartbeats, report.downtimes);
     assert_eq!(report.downtimes.len() as u64, moves);
+}
+
+#[test]
+fn a_warm_move_costs_one_reboot_and_no_byte() {
+    let test = "a_warm_move_costs_one_reboot_and_no_byte";
+    let Some(linux) = needs(test) else { return };
+    let harness = Harness::new();
+    let mut world = World::start(&harness, &linux, |_| {});
+    let there = world.destination.serial(VM);
+    let moved = world.source.migrate(VM, &world.destination, &["--mode", "warm"]).finish().done();
+    println!("{test}: {}", outcome(&moved)["migration"]["record"]["report"]);
+    there.wait_for_heartbeats(PROOF, HANG).unwrap();
+    let after = Timeline::join(&[&there]);
+    assert!(
+        matches!(after.disk_at_start(), Some(DiskAtStart::Intact(writes)) if writes > 0),
+        "{}",
+        there.text()
+    );
+    after.check(PROOF as u64).unwrap();
+    assert!(world.guest.wait_for_end(HANG).is_ok(), "the source's QEMU ends");
+    assert_eq!(world.source.state(), "finalised");
+}
+
+#[test]
+fn a_cold_move_takes_the_disk_of_a_vm_that_is_off() {
+    let test = "a_cold_move_takes_the_disk_of_a_vm_that_is_off";
+    let Some(linux) = needs(test) else { return };
+    let harness = Harness::new();
+    let mut world = World::start(&harness, &linux, |settings| settings.disk.format = Format::Qcow2);
+    world.guest.kill().unwrap();
+    let written = guest::disk::check(&world.guest.disk(), Format::Qcow2).unwrap();
+    let moved = world.source.migrate(VM, &world.destination, &["--mode", "cold"]).finish().done();
+    println!("{test}: {}", outcome(&moved)["migration"]["record"]["report"]);
+    let disks = world.destination.disk_paths();
+    assert_eq!(disks.len(), 1, "{disks:?}");
+    let arrived = guest::disk::check(&disks[0], Format::Qcow2).unwrap();
+    assert_eq!(format!("{arrived:?}"), format!("{written:?}"), "another disk arrived");
+    assert!(!world.source.layout(VM).config().exists(), "NovaCron could start the old copy");
+    assert!(world.destination.layout(VM).config().exists(), "NovaCron finds the VM here");
+    assert_eq!(world.destination.guest_process(VM), None, "it stays off");
 }

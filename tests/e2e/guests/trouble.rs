@@ -160,7 +160,7 @@ fn a_destination_without_room_refuses_before_anything_is_made() {
     assert!(why.contains("no pool nowhere"), "{why}");
     world.goes_on_at_the_source();
     assert_eq!(world.destination.guest_process(VM), None);
-    assert_eq!(world.destination.disks(), Vec::<String>::new());
+    assert_eq!(world.destination.disk_paths(), Vec::<std::path::PathBuf>::new());
 }
 
 #[test]
@@ -173,7 +173,7 @@ fn a_dry_run_says_what_would_be_and_changes_nothing() {
     assert_eq!(report["predicted"]["converges"], true, "{report}");
     world.goes_on_at_the_source();
     assert_eq!(world.destination.guest_process(VM), None);
-    assert_eq!(world.destination.disks(), Vec::<String>::new());
+    assert_eq!(world.destination.disk_paths(), Vec::<std::path::PathBuf>::new());
 }
 
 #[test]

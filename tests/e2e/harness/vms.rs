@@ -82,11 +82,11 @@ impl<'a> VmHost<'a> {
     }
 
     /// Disks of VMs in the pool here.
-    pub(crate) fn disks(&self) -> Vec<String> {
+    pub(crate) fn disk_paths(&self) -> Vec<PathBuf> {
         let Ok(vms) = std::fs::read_dir(self.host.pool().join(".vms")) else { return Vec::new() };
         vms.flatten()
             .flat_map(|vm| std::fs::read_dir(vm.path()).unwrap().flatten())
-            .map(|disk| disk.file_name().into_string().unwrap())
+            .map(|disk| disk.path())
             .collect()
     }
 

@@ -24,12 +24,17 @@ pub struct Linux {
 /// If `NOVAFERRY_REQUIRE` demands it.
 #[must_use]
 pub fn available(test: &str) -> bool {
+    let missing = emulator_missing();
+    if let Some(why) = &missing {
+        skip(test, why);
+    }
+    missing.is_none()
+}
+
+fn emulator_missing() -> Option<String> {
     let path = env::var_os("PATH").unwrap_or_default();
     let found = env::split_paths(&path).any(|folder| folder.join(QEMU).is_file());
-    if !found {
-        skip(test, &format!("{QEMU} is not installed"));
-    }
-    found
+    (!found).then(|| format!("{QEMU} is not installed"))
 }
 
 impl Linux {
@@ -40,17 +45,22 @@ impl Linux {
     /// If `NOVAFERRY_REQUIRE` demands it.
     #[must_use]
     pub fn available(test: &str) -> Option<Self> {
-        if !available(test) {
-            return None;
+        Self::find().inspect_err(|why| skip(test, why)).ok()
+    }
+
+    /// As [`Linux::available`], for programs that are no tests.
+    ///
+    /// # Errors
+    /// What is missing, for people.
+    pub fn find() -> Result<Self, String> {
+        if let Some(why) = emulator_missing() {
+            return Err(why);
         }
         let folder = folder();
         let linux = folder.join("current").canonicalize().ok().map(|version| Self::in_folder(&version));
-        let linux = linux.filter(|linux| linux.kernel.is_file() && linux.initramfs.is_file());
-        if linux.is_none() {
-            let folder = folder.display();
-            skip(test, &format!("there is no test guest in {folder}: run scripts/make-test-guest.sh"));
-        }
-        linux
+        linux.filter(|linux| linux.kernel.is_file() && linux.initramfs.is_file()).ok_or_else(|| {
+            format!("there is no test guest in {}: run scripts/make-test-guest.sh", folder.display())
+        })
     }
 
     fn in_folder(folder: &Path) -> Self {

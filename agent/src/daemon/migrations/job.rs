@@ -62,7 +62,8 @@ pub(super) fn of_request(migration: SessionId, asked: &Migrate, vm: &Vm) -> Resu
         fenced: false,
         was_paused: false,
     };
-    let record = Record::new(migration, name, "", role);
+    let mut record = Record::new(migration, name, "", role);
+    record.mode = mode;
     let job = Job {
         migration,
         vm: name.clone(),
@@ -153,6 +154,6 @@ pub(super) fn of_record(migration: SessionId, record: &Record) -> Result<Job, St
         process: process.map(|(pid, start_time)| Process { pid, start_time }),
         folder: folder.as_ref().map(PathBuf::from),
         dial,
-        options: options(&safe)?,
+        options: Options { mode: record.mode, ..options(&safe)? },
     })
 }

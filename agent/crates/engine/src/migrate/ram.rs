@@ -10,6 +10,7 @@
 //! decoded, and bound the bytes between the two QEMUs: with more than a fraction of what the link carries in the
 //! allowed downtime, QEMU's idea of when it may stop the guest would be wrong.
 
+mod again;
 pub mod flight;
 pub mod frame;
 pub mod receiver;

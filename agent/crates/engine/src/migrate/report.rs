@@ -20,6 +20,10 @@ pub struct Report {
     pub ram_plain: u64,
     /// RAM on the channels.
     pub ram_wire: u64,
+    /// Pages that had been sent before and were sent again, in bytes before they were reduced.
+    pub ram_again_plain: u64,
+    /// What those were on the channels; a frame of both kinds counts by its share of pages.
+    pub ram_again_wire: u64,
     /// Bytes that the mirror wrote.
     pub disk_plain: u64,
     /// Disk bytes on the channels.

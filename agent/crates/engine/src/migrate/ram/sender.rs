@@ -12,6 +12,7 @@ use reduce::Outcome;
 use reduce::ram::{Batch, Encoder, MAX_PAGES, PAGE_BYTES, Packer, Page, PageBytes};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use super::again::SentPages;
 use super::flight::InFlight;
 use super::frame::{FRAME, Head, Kind, MAX_LITERAL, fold_offsets, invalid};
 use crate::cpu::{Cpu, Scratch};
@@ -38,6 +39,10 @@ pub struct RamCounters {
     pub pages: AtomicU64,
     /// Pages that travelled as a reference or a difference.
     pub reduced: AtomicU64,
+    /// Bytes of pages that had been sent before.
+    pub again: AtomicU64,
+    /// What those were on the channels; a frame of both kinds counts by its share of pages.
+    pub again_wire: AtomicU64,
     /// Bytes that travelled as they are because a tokeniser did not know them.
     pub literal: AtomicU64,
 }
@@ -47,6 +52,7 @@ pub struct RamCounters {
 pub struct RamSender {
     encoder: Mutex<Encoder>,
     blocks: Mutex<HashMap<Bytes, u32>>,
+    sent: Mutex<SentPages>,
     level: Choice,
     cpu: Cpu,
     /// Bytes on their way.
@@ -79,6 +85,7 @@ impl RamSender {
         Arc::new(Self {
             encoder: Mutex::new(Encoder::new(slots)),
             blocks: Mutex::default(),
+            sent: Mutex::default(),
             level,
             cpu,
             flight: InFlight::default(),
@@ -379,6 +386,15 @@ impl Mixed {
 }
 
 impl RamSender {
+    /// Counts those of a frame's pages that were sent before; `wire` is the whole frame.
+    fn note_again(&self, pages: &[(u32, u64, Bytes)], wire: u64) {
+        let mut sent = lock(&self.sent);
+        let again = pages.iter().filter(|(block, offset, _)| sent.note(*block, *offset)).count() as u64;
+        drop(sent);
+        self.counters.again.fetch_add(again * PAGE_BYTES as u64, Ordering::Relaxed);
+        self.counters.again_wire.fetch_add(wire * again / pages.len().max(1) as u64, Ordering::Relaxed);
+    }
+
     /// The whole frame of a job. Runs on a CPU thread; the lock is held for the decisions alone.
     fn pack(&self, channel: u8, number: u64, job: &Job, scratch: &mut Scratch) -> io::Result<Vec<u8>> {
         let Job { kind, head: plain_head, pages } = job;
@@ -399,6 +415,7 @@ impl RamSender {
             self.counters.pages.fetch_add(pages.len() as u64, Ordering::Relaxed);
             let reduced = u64::from(stats.same) + u64::from(stats.copied) + u64::from(stats.delta);
             self.counters.reduced.fetch_add(reduced, Ordering::Relaxed);
+            self.note_again(pages, frame.len() as u64);
         }
         let body = frame.len() - FRAME - head.len();
         let small = |len: usize| u32::try_from(len).map_err(|_over| invalid("a frame over 4 GiB"));

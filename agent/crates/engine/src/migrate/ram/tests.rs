@@ -137,6 +137,11 @@ async fn a_multifd_channel_arrives_byte_for_byte_and_smaller() {
         let first_round = 100 * 4096;
         assert!(wire < first_round * 3 / 2, "{wire} bytes for 8 rounds of {first_round}");
         assert_eq!(sender.flight.bytes(), 0, "everything was acknowledged");
+        let load =
+            |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(load(&sender.counters.again), 7 * first_round, "all rounds but the first");
+        let cost = load(&sender.counters.again_wire);
+        assert!((1..first_round / 2).contains(&cost), "{cost} bytes for pages sent again");
     }
 }
 

@@ -323,6 +323,8 @@ impl Owner {
         if let Some(ram) = &self.ram {
             report.ram_plain = ram.counters.plain.load(Ordering::Relaxed);
             report.ram_wire = ram.counters.wire.load(Ordering::Relaxed);
+            report.ram_again_plain = ram.counters.again.load(Ordering::Relaxed);
+            report.ram_again_wire = ram.counters.again_wire.load(Ordering::Relaxed);
         }
         let sum = |value: fn(&crate::migrate::disk::sender::DiskCounters) -> u64| {
             self.disks.iter().map(|disk| value(disk.target.counters())).sum()
