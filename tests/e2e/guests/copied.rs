@@ -22,9 +22,9 @@ fn writes_much(settings: &mut guest::Settings) {
 
 /// The one disk at a host, and the file that the fence renamed at the other.
 fn disk_in_pool(host: &VmHost<'_>) -> PathBuf {
-    let mut paths = host.disk_paths();
-    assert_eq!(paths.len(), 1, "{paths:?}");
-    paths.remove(0)
+    let mut disks = host.disk_paths();
+    assert_eq!(disks.len(), 1, "{disks:?}");
+    disks.remove(0)
 }
 
 fn renamed(path: &Path) -> PathBuf {

@@ -90,11 +90,6 @@ impl<'a> VmHost<'a> {
             .collect()
     }
 
-    /// The pool's folder here.
-    pub(crate) fn pool(&self) -> &Path {
-        self.host.pool()
-    }
-
     /// NovaCron's folder.
     pub(crate) fn vms(&self) -> PathBuf {
         self.folder.join("vms")
@@ -167,7 +162,7 @@ impl<'a> VmHost<'a> {
     /// The process of a VM that runs here, started by whomever.
     pub(crate) fn guest_process(&self, vm: &str) -> Option<u32> {
         let pid: u32 = std::fs::read_to_string(self.layout(vm).pid_file()).ok()?.trim().parse().ok()?;
-        is_qemu_of(pid, &self.layout(vm).folder()).then_some(pid)
+        is_qemu_of(pid, self.layout(vm).folder()).then_some(pid)
     }
 }
 
@@ -185,10 +180,10 @@ impl Drop for VmHost<'_> {
         for entry in folders.flatten() {
             let name = entry.file_name();
             let pid = self.guest_process(name.to_str().unwrap_or_default());
-            if let Some(pid) = pid.and_then(|pid| Pid::from_raw(pid.try_into().ok()?)) {
-                if let Err(error) = kill_process(pid, Signal::KILL) {
-                    println!("a guest ended by itself: {error}");
-                }
+            if let Some(pid) = pid.and_then(|pid| Pid::from_raw(pid.try_into().ok()?))
+                && let Err(error) = kill_process(pid, Signal::KILL)
+            {
+                println!("a guest ended by itself: {error}");
             }
         }
     }
