@@ -3,6 +3,7 @@
 
 mod copied;
 mod live;
+mod scripted_agent;
 mod trouble;
 
 use std::time::Duration;

@@ -8,6 +8,7 @@ use guest::timeline::DiskAtStart;
 use guest::{Payload, Timeline};
 use hypervisor::qmp::Qmp;
 
+use super::scripted_agent::ScriptedAgent;
 use super::{HANG, PROOF, VM, World, needs, outcome};
 use crate::harness::vms::VmHost;
 use crate::harness::{Capability, Harness, capable};
@@ -166,4 +167,39 @@ fn a_vm_that_is_off_moves_with_what_lies_below_its_disk() {
     let config: serde_json::Value =
         serde_json::from_slice(&std::fs::read(source.layout(VM).config()).unwrap()).unwrap();
     assert_eq!((config["tags"]["a"].as_str(), config["memory_mb"].as_u64()), (Some("b"), Some(512)));
+}
+
+#[test]
+fn the_guests_file_systems_are_frozen_at_each_point() {
+    let test = "the_guests_file_systems_are_frozen_at_each_point";
+    let Some(linux) = needs(test) else { return };
+    let harness = Harness::new();
+    let agent = ScriptedAgent::start(&harness.path("agent.sock"));
+    let mut world = World::start(&harness, &linux, |settings| {
+        writes_much(settings);
+        // QEMU's channel is a client here, so that the agent's part can be played without one in the guest.
+        let channel = format!("socket,id=ga,path={},server=off", agent.socket.display());
+        let port = "virtserialport,chardev=ga,name=org.qemu.guest_agent.0";
+        for word in ["-device", "virtio-serial-pci", "-chardev", &channel, "-device", port] {
+            settings.more.push(word.into());
+        }
+    });
+    // Undone while it copies: thawed, whatever was under way.
+    let command = world.source.migrate(VM, &world.destination, &["--mode", "warm", "--limit", "1MB/s"]);
+    crate::harness::until("the first point", || (!agent.asked().is_empty()).then_some(()));
+    let id = world.source.migration().unwrap()["migration"].as_str().unwrap().to_owned();
+    world.source.run(&["migration", "cancel", &id]).done();
+    drop(command.finish());
+    world.source.await_state(&["rolled-back"]);
+    world.goes_on_at_the_source();
+    assert_eq!(agent.asked().last().map(String::as_str), Some("thaw"));
+    let before = agent.asked().len();
+    let there = world.destination.serial(VM);
+    world.source.migrate(VM, &world.destination, &["--mode", "warm"]).finish().done();
+    there.wait_for_heartbeats(3, HANG).unwrap();
+    let asked = agent.asked().split_off(before);
+    // Around each point of the rounds; and before the stop, after which it boots elsewhere.
+    let (last, rounds) = asked.split_last().unwrap();
+    assert_eq!(last, "freeze");
+    assert!(!rounds.is_empty() && rounds.chunks(2).all(|pair| pair == ["freeze", "thaw"]), "{asked:?}");
 }

@@ -50,8 +50,12 @@ pub(in super::super) async fn freeze(socket: &Path) {
 pub(in super::super) async fn thaw(socket: &Path) {
     let thaw = async {
         let mut agent = GuestAgent::connect(socket, PATIENCE).await?;
-        if agent.freeze_status().await? != FreezeStatus::Thawed {
-            agent.thaw().await?;
+        // An agent that does not say how it stands is told all the same.
+        match agent.freeze_status().await {
+            Ok(FreezeStatus::Thawed) => {}
+            Ok(_) | Err(_) => {
+                agent.thaw().await?;
+            }
         }
         Ok::<_, MonitorError>(())
     };
