@@ -2,6 +2,7 @@
 //! memory and its disk.
 
 mod copied;
+mod doubt;
 mod live;
 mod scripted_agent;
 mod trouble;

@@ -122,7 +122,16 @@ impl Harness {
     /// A folder with a CA and the identities `host-a` and `host-b`.
     pub(crate) fn new() -> Self {
         // Beside the build's output, which is on a real disk more often than /tmp is.
-        let folder = tempfile::Builder::new().prefix("e2e-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        Self::in_folder(env!("CARGO_TARGET_TMPDIR"))
+    }
+
+    /// The same where the users of VMs can pass through, who are not this test's: the build's output may be closed.
+    pub(crate) fn of_guests() -> Self {
+        Self::in_folder("/var/tmp")
+    }
+
+    fn in_folder(parent: &str) -> Self {
+        let folder = tempfile::Builder::new().prefix("e2e-").tempdir_in(parent).unwrap();
         let harness = Self { log: LogBook::default(), folder };
         harness.agent(&["pki", "init", &harness.text("ca")]).done();
         for name in ["host-a", "host-b"] {

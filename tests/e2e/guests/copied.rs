@@ -39,7 +39,7 @@ fn renamed(path: &Path) -> PathBuf {
 
 fn warm(test: &str, options: &[&str], format: Format) {
     let Some(linux) = needs(test) else { return };
-    let harness = Harness::new();
+    let harness = Harness::of_guests();
     let mut world = World::start(&harness, &linux, |settings| {
         writes_much(settings);
         settings.disk.format = format;
@@ -82,7 +82,7 @@ fn a_warm_move_of_qcow2_is_read_back() {
 fn a_warm_move_that_is_cancelled_leaves_nothing() {
     let test = "a_warm_move_that_is_cancelled_leaves_nothing";
     let Some(linux) = needs(test) else { return };
-    let harness = Harness::new();
+    let harness = Harness::of_guests();
     let mut world = World::start(&harness, &linux, writes_much);
     // So slow that the first round is still going on when it is cancelled.
     let options = ["--mode", "warm", "--limit", "1MB/s"];
@@ -131,7 +131,7 @@ fn a_vm_that_is_off_moves_with_what_lies_below_its_disk() {
     if !guest::available(test) || !capable(test, &[Capability::Root]) {
         return;
     }
-    let harness = Harness::new();
+    let harness = Harness::of_guests();
     let source = VmHost::new(&harness, "host-a", None);
     let destination = VmHost::new(&harness, "host-b", None);
     let folder = source.layout(VM).folder().to_owned();
@@ -173,7 +173,7 @@ fn a_vm_that_is_off_moves_with_what_lies_below_its_disk() {
 fn the_guests_file_systems_are_frozen_at_each_point() {
     let test = "the_guests_file_systems_are_frozen_at_each_point";
     let Some(linux) = needs(test) else { return };
-    let harness = Harness::new();
+    let harness = Harness::of_guests();
     let agent = ScriptedAgent::start(&harness.path("agent.sock"));
     let mut world = World::start(&harness, &linux, |settings| {
         writes_much(settings);

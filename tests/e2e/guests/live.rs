@@ -10,7 +10,7 @@ use crate::harness::{Capability, Harness, capable};
 /// Moves the guest and has it prove itself.
 fn moves(test: &str, options: &[&str]) {
     let Some(linux) = needs(test) else { return };
-    let harness = Harness::new();
+    let harness = Harness::of_guests();
     let mut world = World::start(&harness, &linux, |_| {});
     let there = world.destination.serial(VM);
     let moved = world.source.migrate(VM, &world.destination, options).finish().done();
@@ -70,7 +70,7 @@ fn post_copy_moves_a_guest_that_never_rests() {
     let test = "post_copy_moves_a_guest_that_never_rests";
     let Some(linux) = needs(test) else { return };
     let _open = OpenUserfaultfd::open();
-    let harness = Harness::new();
+    let harness = Harness::of_guests();
     let world = World::start(&harness, &linux, |settings| {
         if let guest::Payload::Linux(_, options) = &mut settings.payload {
             (options.hot, options.rate) = (48, 0);
@@ -88,7 +88,7 @@ fn boot_sector_moves(test: &str, options: &[&str]) {
     if !available(test) || !capable(test, &[Capability::Root]) {
         return;
     }
-    let harness = Harness::new();
+    let harness = Harness::of_guests();
     let source = VmHost::new(&harness, "host-a", None);
     let destination = VmHost::new(&harness, "host-b", None);
     let sector = BootSector::new(16 << 20, 24 << 20).unwrap();
@@ -117,7 +117,7 @@ fn one_guest_goes_back_and_forth_twenty_times() {
     let test = "one_guest_goes_back_and_forth_twenty_times";
     let Some(linux) = needs(test) else { return };
     let moves = crate::harness::number("NOVAFERRY_MOVES").unwrap_or(20);
-    let harness = Harness::new();
+    let harness = Harness::of_guests();
     let world = World::start(&harness, &linux, |_| {});
     let mut visits: Vec<Vec<Chunk>> = Vec::new();
     let mut here: Option<Serial> = None;

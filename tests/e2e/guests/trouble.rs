@@ -10,7 +10,7 @@ use crate::harness::Harness;
 /// Slow enough to be caught in the middle: the guest has some 60 MB that do not compress away.
 const SLOW: [&str; 2] = ["--limit", "4MB/s"];
 
-fn kill(pid: u32, signal: Signal) {
+pub(super) fn kill(pid: u32, signal: Signal) {
     kill_process(Pid::from_raw(pid.try_into().unwrap()).unwrap(), signal).unwrap();
 }
 
@@ -18,7 +18,7 @@ fn kill(pid: u32, signal: Signal) {
 macro_rules! moving_world {
     ($test:literal, $harness:ident, $world:ident, $moving:ident) => {
         let Some(linux) = needs($test) else { return };
-        let $harness = Harness::new();
+        let $harness = Harness::of_guests();
         #[allow(unused_mut, reason = "not every test changes it")]
         let mut $world = World::start(&$harness, &linux, |_| {});
         let $moving = $world.source.migrate(VM, &$world.destination, &SLOW);
@@ -132,7 +132,7 @@ fn a_destination_that_falls_silent_is_given_up_and_does_no_harm_when_it_wakes() 
 #[test]
 fn a_guest_that_never_rests_is_left_alone() {
     let Some(linux) = needs("a_guest_that_never_rests_is_left_alone") else { return };
-    let harness = Harness::new();
+    let harness = Harness::of_guests();
     let mut world = World::start(&harness, &linux, |settings| {
         if let guest::Payload::Linux(_, options) = &mut settings.payload {
             (options.hot, options.rate) = (48, 0);
@@ -150,7 +150,7 @@ fn a_guest_that_never_rests_is_left_alone() {
 #[test]
 fn a_destination_without_room_refuses_before_anything_is_made() {
     let Some(linux) = needs("a_destination_without_room") else { return };
-    let harness = Harness::new();
+    let harness = Harness::of_guests();
     let mut world = World::start(&harness, &linux, |_| {});
     harness.allow_log("a migration is refused");
     harness.allow_log("a step failed");
@@ -166,7 +166,7 @@ fn a_destination_without_room_refuses_before_anything_is_made() {
 #[test]
 fn a_dry_run_says_what_would_be_and_changes_nothing() {
     let Some(linux) = needs("a_dry_run") else { return };
-    let harness = Harness::new();
+    let harness = Harness::of_guests();
     let mut world = World::start(&harness, &linux, |_| {});
     let said = world.source.migrate(VM, &world.destination, &["--dry-run"]).finish().done();
     let report = &outcome(&said)["migration"]["record"]["report"];
@@ -179,7 +179,7 @@ fn a_dry_run_says_what_would_be_and_changes_nothing() {
 #[test]
 fn a_held_move_is_finalised_by_the_operator() {
     let Some(linux) = needs("a_held_move") else { return };
-    let harness = Harness::new();
+    let harness = Harness::of_guests();
     let mut world = World::start(&harness, &linux, |_| {});
     let there = world.destination.serial(VM);
     world.source.migrate(VM, &world.destination, &["--hold"]).finish().done();

@@ -195,7 +195,7 @@ async fn what_cannot_be_moved_is_said() {
     };
     let to = "novaferry://host-b";
     assert!(refused(Migrate::new("mail", to)).await.contains("there is no VM \"mail\" here"));
-    assert!(refused(Migrate::new("web", to)).await.contains("VM web does not run"));
+    assert!(refused(Migrate::new("web", to)).await.contains("the VM does not run"));
     let warm = Migrate { mode: Mode::Warm, ..Migrate::new("web", to) };
     assert!(refused(warm).await.contains("use --mode cold"));
     host.stop(task).await;
