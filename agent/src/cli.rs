@@ -32,7 +32,7 @@ use crate::{control, copy, daemon, env, migrate as moving, verify};
 /// control and metrics. Data is hashed and compressed on the engine's own threads, and connections have their own.
 const RUNTIME_THREADS: usize = 2;
 
-/// Moves volumes between hosts: encrypted, verified, resumable.
+/// Moves virtual machines and volumes between hosts: encrypted, verified, resumable.
 #[derive(Debug, Parser)]
 #[command(name = "novaferry-agent", version, max_term_width = 100, after_help = TOP_HELP)]
 struct Cli {
