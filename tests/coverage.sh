@@ -27,6 +27,8 @@ decoders=(
     "novaferry-reduce agent/crates/reduce/src/ram/delta.rs"
     "novaferry-reduce agent/crates/reduce/src/ram/layout.rs"
     "novaferry-engine agent/crates/engine/src/journal/record.rs"
+    "novaferry-engine agent/crates/engine/src/migrate/disk/frame.rs"
+    "novaferry-engine agent/crates/engine/src/migrate/ram/frame.rs"
     "novaferry-engine agent/crates/engine/src/receipt.rs"
     "novaferry-engine agent/crates/engine/src/target/meta.rs"
     "novaferry-hypervisor agent/crates/hypervisor/src/multifd.rs"

@@ -80,11 +80,13 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     if output == Format::Json {
         output::json(&Answer::Migration(Box::new(shown.clone())));
     }
-    let said = verdict?;
     if output == Format::Text {
         for finding in &shown.status.findings {
             output::line(&text::finding(finding));
         }
+    }
+    let said = verdict?;
+    if output == Format::Text {
         output::line(&said);
     }
     Ok(())
@@ -162,7 +164,10 @@ async fn follow(
             return Ok((shown, verdict));
         }
         settled = if outcome::is_settled(record) { settled.saturating_add(1) } else { 0 };
-        let line = || format!("{}  {}", text::state(&record.role), text::progress(&shown.status.live));
+        let line = || {
+            let line = format!("{}  {}", text::state(&record.role), text::progress(&shown.status.live));
+            line.trim_end().to_owned()
+        };
         let seconds = start.elapsed().as_secs();
         match format {
             Format::Json if state != last || looks.is_multiple_of(SHOW_EVERY) => {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use hypervisor::specification::{
     Accelerator, BlockFact, Device, DiskFormat, DiskTarget, HostMapping, HostNetwork, NetworkBackend,
-    NetworkDevice, StartRequest, VmFacts, derive, resolve,
+    NetworkDevice, Start, StartRequest, VmFacts, derive, resolve,
 };
 use hypervisor::vmd::{RefusalKind, VmState, VmdClient, VmdError};
 use rustix::process::{Pid, Signal, kill_process};
@@ -134,7 +134,7 @@ impl Host {
             accelerators: vec![Accelerator::Tcg],
             ..HostMapping::default()
         };
-        resolve(&derived.specification, &mapping, generation, true).unwrap().0
+        resolve(&derived.specification, &mapping, generation, Start::Incoming).unwrap().0
     }
 
     /// Process ids of what was started with a pid file below this host's folder.
@@ -184,6 +184,7 @@ fn pid(state: &VmState) -> u32 {
     match state {
         VmState::Running { pid } => *pid,
         VmState::Exited { stderr } => panic!("it has ended: {stderr}"),
+        VmState::Stopped {} => panic!("it was never started"),
     }
 }
 
@@ -470,4 +471,44 @@ fn strangers_are_refused() {
         .status()
         .unwrap();
     assert!(status.success());
+}
+
+#[tokio::test]
+async fn a_vm_is_put_in_place_without_starting() {
+    let mut host = Host::new();
+    // NovaCron's own name for the disk is free: the VM's disk is elsewhere.
+    let folder = host.base.join("vms/web-1");
+    let disk = folder.join("virtio0-g3.qcow2");
+    std::fs::rename(host.disk(), &disk).unwrap();
+    let mut request = host.request(3);
+    request
+        .bindings
+        .disks
+        .insert("virtio0".to_owned(), DiskTarget { path: disk.clone(), format: DiskFormat::Qcow2 });
+    for _ in 0..2 {
+        let status = host.client().await.define(request.clone()).await.unwrap();
+        assert_eq!((status.state, status.generation), (VmState::Stopped {}, 3));
+    }
+    assert_eq!(std::fs::read_link(host.disk()).unwrap(), disk);
+    let config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["rootfs"].as_str(), disk.to_str());
+    // It is known to the next vmd, too, and leaves this host like any other.
+    host.kill();
+    host.launch();
+    let client = host.client().await;
+    assert_eq!(client.status("web-1").await.unwrap().state, VmState::Stopped {});
+    let fence = client.fence("web-1", 4, vec![disk.clone()]).await.unwrap();
+    assert_eq!(fence.renamed.len(), 3);
+    let error = client.define(request.clone()).await.unwrap_err();
+    assert_eq!(error.refusal().unwrap().kind, RefusalKind::Fenced);
+    client.forget("web-1").await.unwrap();
+    assert_eq!(client.list().await.unwrap(), []);
+    // A disk of that name is somebody's, and is not replaced.
+    client.unfence("web-1", 4).await.unwrap();
+    std::fs::remove_file(host.disk()).unwrap();
+    std::fs::write(host.disk(), b"x").unwrap();
+    let error = client.define(StartRequest { generation: 5, ..request }).await.unwrap_err();
+    assert!(error.to_string().contains("is there already"), "{error}");
+    assert_eq!(std::fs::read(host.disk()).unwrap(), b"x");
 }

@@ -3,6 +3,7 @@
 //! A lock a VM: starting one that is slow does not keep the fence of another waiting. The record of a VM is saved
 //! before QEMU is started and before a fence's files are renamed, so whatever a crash leaves is found and finished.
 
+mod defining;
 mod starting;
 
 use std::collections::BTreeMap;
@@ -103,6 +104,7 @@ impl Keeper {
     pub(crate) fn answer(&self, request: Request) -> Answer {
         let done = match request {
             Request::Start { request } => self.start(&request).map(Answer::Vm),
+            Request::Define { request } => self.define(&request).map(Answer::Vm),
             Request::Status { vm } => self.status(&vm).map(Answer::Vm),
             Request::List {} => self.list().map(Answer::Vms),
             Request::Stop { vm, kill } => self.stop(&vm, kill).map(Answer::Vm),
@@ -160,6 +162,9 @@ impl Keeper {
     /// Finds a QEMU that was started but not noted, and cleans up after one that has ended.
     fn refresh(&self, record: &mut Record) -> Result<(), Refusal> {
         let Some(run) = &mut record.run else { return Ok(()) };
+        if run.defined {
+            return Ok(());
+        }
         if run.process.is_none() {
             let pid_file = run.folder.join(starting::SOCKETS).join(PID_FILE);
             run.process =
@@ -193,6 +198,7 @@ impl Keeper {
         let running = run.process.as_ref().filter(|process| process.lives());
         let state = match running {
             Some(process) => VmState::Running { pid: process.pid },
+            None if run.defined => VmState::Stopped {},
             None => VmState::Exited {
                 stderr: launch::last_words(&launch::log_path(&self.config.state, &record.vm)),
             },

@@ -50,6 +50,9 @@ pub(crate) struct Run {
     pub(crate) folder: PathBuf,
     /// None until it is known; then it is found by its arguments.
     pub(crate) process: Option<Process>,
+    /// It was put in place only: there is no process, and never was.
+    #[serde(default)]
+    pub(crate) defined: bool,
     pub(crate) taps: Vec<String>,
     /// Files that were given to the VM's user.
     pub(crate) files: Vec<PathBuf>,

@@ -176,7 +176,8 @@ fn run_live(args: LiveArgs) -> Result<()> {
     );
     let agent = agent_or_default(agent)?;
     let folder = new_folder(folder, keep)?;
-    let live = Live { case, repeat, pairs, memory, seed, agent: &agent, more: &more, folder: folder.path(), keep };
+    let live =
+        Live { case, repeat, pairs, memory, seed, agent: &agent, more: &more, folder: folder.path(), keep };
     let result = live::run(&live, Report(output));
     if keep {
         eprintln!("novaferry-bench: disks and logs are in {}", folder.path().display());

@@ -7,6 +7,7 @@
 mod commands;
 mod devices;
 mod faults;
+mod guests;
 mod harness;
 mod identities;
 mod kill;

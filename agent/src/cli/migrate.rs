@@ -59,10 +59,10 @@ pub(super) struct MigrateArgs {
     /// The VM, by its id or name, as `vm list` prints it.
     #[arg(value_name = "VM")]
     vm: String,
-    /// The agent that takes it: novaferry://HOST[:PORT].
+    /// The agent that takes it, such as novaferry://host-b:7440; the default port is 7440.
     #[arg(long, value_name = "ADDRESS")]
     to: HostAddress,
-    /// The pool for its disks there; by default the one that [migrate_in] there names.
+    /// The pool for its disks there; by default the one that its agent.toml names.
     #[arg(long, value_name = "POOL")]
     pool: Option<String>,
     /// How it moves.
@@ -80,6 +80,11 @@ pub(super) struct MigrateArgs {
     /// Channels for the memory; 0 for a single stream.
     #[arg(long, value_name = "N", default_value_t = Migrate::MULTIFD, value_parser = clap::value_parser!(u8).range(0..=i64::from(Migrate::MAX_MULTIFD)))]
     multifd: u8,
+    /// Switch to post-copy after the first pass: the guest runs at the destination before all of its memory is there, so
+    /// it always converges. Once it runs there, losing either host or the link for good LOSES THE GUEST, for its memory is
+    /// on both. Takes a single stream (--multifd means nothing).
+    #[arg(long)]
+    postcopy: bool,
     /// Memory at each end for finding what was sent before.
     #[arg(long, value_name = "SIZE", default_value_t = ByteSize(Migrate::RAM_CACHE))]
     ram_cache: ByteSize,
@@ -136,6 +141,7 @@ impl MigrateArgs {
             timeout,
             on_no_converge,
             multifd,
+            postcopy,
             ram_cache,
             limit,
             transport,
@@ -166,6 +172,7 @@ impl MigrateArgs {
                 NoConvergeArg::Throttle => NoConverge::Throttle,
             },
             multifd,
+            postcopy,
             ram_cache: ram_cache.0,
             limit: limit.map(Rate::bytes_per_second),
             transport: match transport {

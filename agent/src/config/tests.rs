@@ -27,7 +27,7 @@ fn an_empty_file_is_all_defaults() {
     assert_eq!(config.log, Log { format: LogFormat::Text, level: "info".into() });
     assert_eq!((config.pools.len(), config.otlp), (0, None));
     assert_eq!(config.vms.folder, Path::new("/var/lib/novacron/vms"));
-    assert_eq!(config.vms.vmd, Path::new("/run/novaferry/vmd.sock"));
+    assert_eq!(config.vms.vmd, Path::new("/run/novaferry-vmd/vmd.sock"));
     assert_eq!(config.migrate_in.allow, []);
     assert_eq!(config.migrate_in.slots(), 65_536);
 }
@@ -199,7 +199,7 @@ fn messages_name_the_key_the_value_and_what_to_write() {
         ),
         (
             "[vms]\nvmd = \"vmd.sock\"".into(),
-            r#"vms.vmd = "vmd.sock" is not possible; write an absolute path without '..', such as "/run/novaferry/vmd.sock""#,
+            r#"vms.vmd = "vmd.sock" is not possible; write an absolute path without '..', such as "/run/novaferry-vmd/vmd.sock""#,
         ),
         (
             "[migrate_in]\npool = \"gold\"".into(),

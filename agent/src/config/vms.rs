@@ -12,7 +12,7 @@ use crate::pki::PeerName;
 /// NovaCron's folder of VMs.
 const FOLDER: &str = "/var/lib/novacron/vms";
 /// `novaferry-vmd`'s socket.
-const VMD: &str = "/run/novaferry/vmd.sock";
+const VMD: &str = "/run/novaferry-vmd/vmd.sock";
 /// Folder for the sockets that QEMU connects to.
 const RUNTIME: &str = "/run/novaferry";
 /// Pages kept for the reduction of one VM's RAM.

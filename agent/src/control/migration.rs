@@ -80,6 +80,9 @@ pub struct Migrate {
     /// multifd channels; 0 for a single stream.
     #[serde(default = "Migrate::default_multifd")]
     pub multifd: u8,
+    /// Let the guest run there before all of its memory is there: once it runs, losing either host loses the guest.
+    #[serde(default)]
+    pub postcopy: bool,
     /// Memory at each end for the reduction of RAM, bytes.
     #[serde(default = "Migrate::default_ram_cache")]
     pub ram_cache: u64,
@@ -138,6 +141,7 @@ impl Migrate {
             timeout_ms: Self::TIMEOUT_MS,
             on_no_converge: NoConverge::default(),
             multifd: Self::MULTIFD,
+            postcopy: false,
             ram_cache: Self::RAM_CACHE,
             limit: None,
             transport: Transport::default(),

@@ -45,6 +45,11 @@ pub(super) fn of(shown: &Shown, followed: Followed, settled: u32) -> Option<Verd
             "{}\nthe copy here is kept until: novaferry-agent migration finalise {id}",
             done(record)
         ))),
+        S::RolledBack(why) | S::Stopped(why) if followed.dry_run => Some(Err(Failure::new(
+            "migration-blocked",
+            format!("VM {vm} cannot be moved so: {why}"),
+            "correct the cause; nothing was changed",
+        ))),
         S::RolledBack(why) => Some(Err(Failure::new(
             "migration-undone",
             format!("VM {vm} stays here: {why}"),
@@ -98,7 +103,8 @@ fn done(record: &Record) -> String {
 fn rehearsed(shown: &Shown) -> Verdict {
     let status = &shown.status;
     if let Some(objection) = objection(&status.findings) {
-        return Err(Failure::new("migration-blocked", objection, "nothing was changed"));
+        let message = format!("VM {} cannot be moved so: {objection}", status.record.vm);
+        return Err(Failure::new("migration-blocked", message, "correct the cause; nothing was changed"));
     }
     let mut text = format!("nothing stands against moving {}; nothing was changed", status.record.vm);
     if let Some(predicted) = &status.record.report.predicted {
@@ -182,5 +188,7 @@ mod tests {
         assert_eq!(code(&looked, dry).unwrap(), "ok");
         looked.status.findings.push(Finding::blocking("memory", "too little", "free some"));
         assert_eq!(code(&looked, dry).unwrap(), "migration-blocked");
+        let refused = shown(SourceState::RolledBack("the destination refused: no".to_owned()), true);
+        assert_eq!(code(&refused, dry).unwrap(), "migration-blocked");
     }
 }

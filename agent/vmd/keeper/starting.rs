@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use hypervisor::command_line::{self, PID_FILE, QMP_SOCKET};
-use hypervisor::specification::{Accelerator, HostNetwork, NVRAM_ID, StartRequest};
+use hypervisor::specification::{Accelerator, DiskTarget, HostNetwork, NVRAM_ID, Start, StartRequest};
 use hypervisor::vmd::{Refusal, RefusalKind, VmStatus};
 
 use super::{Keeper, failed, hold, refusal, stale};
@@ -41,19 +41,11 @@ impl Keeper {
             generation: request.generation,
             folder: folder.clone(),
             process: None,
+            defined: false,
             taps: Vec::new(),
             files: files.iter().map(|(path, _)| path.clone()).collect(),
         };
-        // A newer generation has come back to this host: the old fence is over, its floor is passed.
-        let over = record.fence.take();
-        record.floor = request.generation;
-        record.run = Some(run);
-        self.save(&record)?;
-        if let Some(mark) = over
-            && let Err(error) = std::fs::remove_file(&mark.marker)
-        {
-            tracing::info!(vm, %error, "the note of the old fence stays");
-        }
+        self.take_in(&mut record, run)?;
         self.prepare(request, &folder, uid, &mut files)
             .map_err(|error| failed("prepare the VM's folder", &error))?;
         let taps = self.plug(&mut record, request)?;
@@ -88,8 +80,23 @@ impl Keeper {
         self.status_of(&record)
     }
 
+    /// Notes a VM of a newer generation, durably: it has come back to this host, so an old fence is over and its floor
+    /// is passed.
+    pub(super) fn take_in(&self, record: &mut Record, run: Run) -> Result<(), Refusal> {
+        let over = record.fence.take();
+        record.floor = run.generation;
+        record.run = Some(run);
+        self.save(record)?;
+        if let Some(mark) = over
+            && let Err(error) = std::fs::remove_file(&mark.marker)
+        {
+            tracing::info!(vm = record.vm, %error, "the note of the old fence stays");
+        }
+        Ok(())
+    }
+
     /// Disks (to be given to the VM's user) and boot files, if they are where the configuration allows.
-    fn permitted_files(
+    pub(super) fn permitted_files(
         &self,
         request: &StartRequest,
     ) -> Result<Vec<(PathBuf, std::os::fd::OwnedFd)>, Refusal> {
@@ -148,13 +155,7 @@ impl Keeper {
                 place::give(&file, uid, gid)?;
             }
         }
-        let vm = &request.specification;
-        if let Some(novacron) = &vm.novacron {
-            let root_disk = vm.disks().next().and_then(|disk| request.bindings.disks.get(&disk.id));
-            let content = novacron.file(&vm.id, root_disk.map(|target| target.path.as_path()));
-            replace(&folder.join("config.json"), &content, 0o640)?;
-        }
-        Ok(())
+        write_config(request, folder)
     }
 
     fn plug(&self, record: &mut Record, request: &StartRequest) -> Result<BTreeMap<String, String>, Refusal> {
@@ -176,8 +177,22 @@ impl Keeper {
     }
 }
 
+/// The VM's root disk here.
+pub(super) fn root_disk(request: &StartRequest) -> Option<&DiskTarget> {
+    let disk = request.specification.disks().next()?;
+    request.bindings.disks.get(&disk.id)
+}
+
+/// NovaCron's `config.json`, if the VM is NovaCron's.
+pub(super) fn write_config(request: &StartRequest, folder: &Path) -> io::Result<()> {
+    let vm = &request.specification;
+    let Some(novacron) = &vm.novacron else { return Ok(()) };
+    let content = novacron.file(&vm.id, root_disk(request).map(|target| target.path.as_path()));
+    replace(&folder.join("config.json"), &content, 0o640)
+}
+
 /// Whether this generation of the VM may start here.
-fn permitted(record: &Record, generation: u64) -> Result<(), Refusal> {
+pub(super) fn permitted(record: &Record, generation: u64) -> Result<(), Refusal> {
     if let Some(mark) = record.fence.as_ref().filter(|mark| mark.generation >= generation) {
         let why = format!(
             "{} left this host with generation {}: it must not run here with generation {generation}",
@@ -259,7 +274,7 @@ fn device_groups(request: &StartRequest) -> io::Result<Vec<u32>> {
     if request.specification.machine.accelerator == Accelerator::Kvm {
         groups.push(std::fs::metadata("/dev/kvm")?.gid());
     }
-    if request.incoming
+    if request.start == Start::Incoming
         && let Ok(device) = std::fs::metadata("/dev/userfaultfd")
         && device.mode() & GROUP_READS_AND_WRITES == GROUP_READS_AND_WRITES
         && device.gid() != 0

@@ -25,6 +25,8 @@ pub(crate) struct Host<'a> {
     pool: PathBuf,
     address: Cell<SocketAddr>,
     quota: Option<String>,
+    pushers: Vec<String>,
+    more: String,
 }
 
 impl<'a> Host<'a> {
@@ -34,12 +36,31 @@ impl<'a> Host<'a> {
         std::fs::create_dir_all(&pool).unwrap();
         // The kernel chooses the port at the first start, later ones keep it.
         let address = Cell::new(SocketAddr::new(address, 0));
-        Self { harness, name: name.to_owned(), folder, pool, address, quota: None }
+        let pushers = vec!["host-a".to_owned(), "host-c".to_owned()];
+        let name = name.to_owned();
+        Self { harness, name, folder, pool, address, quota: None, pushers, more: String::new() }
     }
 
     pub(crate) fn with_quota(mut self, quota: &str) -> Self {
         self.quota = Some(quota.to_owned());
         self
+    }
+
+    /// Further sections of the configuration.
+    pub(crate) fn with_config(mut self, more: &str) -> Self {
+        self.more.push_str(more);
+        self
+    }
+
+    /// Who may push to the pool.
+    pub(crate) fn with_pushers(mut self, hosts: &[&str]) -> Self {
+        self.pushers = hosts.iter().map(|&host| host.to_owned()).collect();
+        self
+    }
+
+    /// The pool's folder.
+    pub(crate) fn pool(&self) -> &Path {
+        &self.pool
     }
 
     /// The pool lies elsewhere.
@@ -64,10 +85,11 @@ impl<'a> Host<'a> {
         writeln!(text, "[metrics]\nlisten = \"off\"\n[log]\nformat = \"json\"").unwrap();
         writeln!(text, "[control]\nsocket = {:?}", self.socket()).unwrap();
         writeln!(text, "[[pool]]\nname = \"{POOL}\"\npath = {:?}", self.pool).unwrap();
-        writeln!(text, "push = [\"host-a\", \"host-c\"]\npull = [\"host-a\"]").unwrap();
+        writeln!(text, "push = {:?}\npull = [\"host-a\"]", self.pushers).unwrap();
         if let Some(quota) = &self.quota {
             writeln!(text, "quota = \"{quota}\"").unwrap();
         }
+        text.push_str(&self.more);
         let path = self.config();
         std::fs::write(&path, text).unwrap();
         path

@@ -8,6 +8,7 @@
 //! `corpus/NAME`, and add `targets/fuzz_targets/NAME.rs` with its `[[bin]]` in `targets/Cargo.toml`. The replay test
 //! names whatever is missing.
 
+mod agents;
 mod at_rest;
 mod content;
 mod machines;
@@ -16,6 +17,7 @@ mod outside;
 pub mod seeds;
 mod wire_format;
 
+pub use agents::{migration_frames, migration_messages};
 pub use at_rest::{journal_fields, journal_replay, leaf_table, receipt, volume_meta};
 pub use content::{decompress, page_delta, ram_packet};
 pub use machines::{ordering, session};
@@ -55,4 +57,6 @@ pub const TARGETS: &[Target] = &[
     Target { name: "nbd_uri", run: nbd_uri },
     Target { name: "multifd", run: multifd },
     Target { name: "migration_stream", run: migration_stream },
+    Target { name: "migration_frames", run: migration_frames },
+    Target { name: "migration_messages", run: migration_messages },
 ];

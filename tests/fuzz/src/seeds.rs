@@ -1,6 +1,8 @@
 //! Seeds made of the golden frames, so that every fixture of the protocol is a starting point of its fuzz target, and
 //! of what our own encoders write.
 
+use engine::migrate::disk::frame::{Operation, Request};
+use engine::migrate::ram::frame::{Head, Kind};
 use std::io;
 use std::path::Path;
 
@@ -131,6 +133,32 @@ pub fn made() -> Vec<Seed> {
         &[&[3], &crate::migration::stream_seed(true)[..]].concat(),
     ));
     seeds.extend(ram_packets());
+    for (name, kind, pages, head, body) in [
+        ("literal", Kind::Literal, 0, 0, 9),
+        ("multifd", Kind::Multifd, 1, 1344, 4100),
+        ("mixed", Kind::Mixed, 1, 8, 4100),
+        ("end", Kind::End, 0, 0, 0),
+    ] {
+        let frame =
+            Head { kind, compressed: false, pages, head_wire: head, head_plain: head, body, number: 3 };
+        seeds.push(seed("migration_frames", name, &[&frame.encode()[..], &[0; 8]].concat()));
+    }
+    for (name, operation, wire_len, len) in [
+        ("write", Operation::Write { compressed: true }, 100, 65536),
+        ("zero", Operation::Zero, 0, 65536),
+        ("flush", Operation::Flush, 0, 0),
+    ] {
+        let request = Request { operation, flags: 1, wire_len, number: 7, offset: 0, len };
+        seeds.push(seed("migration_frames", name, &request.encode()));
+    }
+    for (name, text) in [
+        ("compare", r#"{"message":"compare","roots":[{"disk":"vd0","root":"00"}],"readback":false}"#),
+        ("permit", r#"{"message":"permit","generation":3,"roots":[]}"#),
+        ("not_run", r#"{"message":"not-run","reason":"no room"}"#),
+        ("verdict", r#"{"message":"verdict","verdict":"ran-and-died"}"#),
+    ] {
+        seeds.push(seed("migration_messages", name, text.as_bytes()));
+    }
     seeds
 }
 

@@ -14,6 +14,7 @@ pub mod disk;
 pub mod host_cpu;
 pub mod leaves;
 pub mod message;
+pub mod mode;
 pub mod preflight;
 pub mod ram;
 mod readback;

@@ -33,6 +33,10 @@ pub enum ReceiptMode {
     ResyncFull,
     /// Mirrored while a guest ran; the root is what both ends had at the instant of the cut-over.
     Live,
+    /// Copied in rounds while a guest ran, the last when it was stopped; the root is what both ends had then.
+    Warm,
+    /// Copied for a VM that was off; the root is what both ends had.
+    Cold,
 }
 
 impl From<wire::Mode> for ReceiptMode {
@@ -124,6 +128,8 @@ impl Body {
             ReceiptMode::ResyncTrusted => "resync-trusted",
             ReceiptMode::ResyncFull => "resync-full",
             ReceiptMode::Live => "live",
+            ReceiptMode::Warm => "warm",
+            ReceiptMode::Cold => "cold",
         };
         let verified = match self.verified {
             Verified::Sink => "sink",

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::specification::{
     Accelerator, ClockBase, Console, Device, DiskDevice, DiskTarget, Firmware, HostNetwork, NVRAM_ID,
-    NetworkDevice, Property, SpecificationError, StartRequest, Video, VmSpecification, catalogue,
+    NetworkDevice, Property, SpecificationError, Start, StartRequest, Video, VmSpecification, catalogue,
 };
 
 /// Name of the QMP socket in a VM's folder.
@@ -94,9 +94,13 @@ pub fn arguments(request: &StartRequest, place: &Place) -> Result<Vec<OsString>,
             }
         }
     }
-    if request.incoming {
-        line.flag("-S");
-        line.add("-incoming", "defer");
+    match request.start {
+        Start::Running => {}
+        Start::Paused => line.flag("-S"),
+        Start::Incoming => {
+            line.flag("-S");
+            line.add("-incoming", "defer");
+        }
     }
     Ok(line.0)
 }

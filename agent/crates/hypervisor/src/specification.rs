@@ -28,6 +28,7 @@ mod files;
 mod finding;
 mod novacron;
 mod resolve;
+mod stopped;
 
 use serde::{Deserialize, Serialize};
 
@@ -46,8 +47,10 @@ pub use files::{MAX_BOOT_FILE, fact_of, inventory};
 pub use finding::{Finding, Severity};
 pub use novacron::NovaCronConfig;
 pub use resolve::{
-    Bindings, DiskTarget, HostMapping, HostNetwork, NamedHostFile, START_VERSION, StartRequest, resolve,
+    Bindings, DiskTarget, HostMapping, HostNetwork, NamedHostFile, START_VERSION, Start, StartRequest,
+    resolve,
 };
+pub use stopped::derive_stopped;
 
 /// Version of [`VmSpecification`]; others are refused.
 pub const SPECIFICATION_VERSION: u32 = 1;

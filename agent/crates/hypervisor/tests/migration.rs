@@ -4,11 +4,10 @@
 //! `cargo test -p novaferry-hypervisor --test migration -- --ignored record` writes the recordings that the unit
 //! tests read into `tests/recorded`, from a smaller guest.
 
+#[path = "support/capability.rs"]
+mod capability;
 #[path = "support/guest.rs"]
 mod guest;
-#[path = "support/images.rs"]
-#[expect(dead_code, reason = "of this module only the check for a capability is used here")]
-mod images;
 #[path = "support/machine.rs"]
 mod machine;
 #[path = "support/recorded.rs"]
@@ -96,7 +95,7 @@ fn migrate(folder: &Path, size: Size, mode: Mode) -> Vec<Channel> {
 }
 
 fn live(test: &str, mode: Mode) -> Option<Vec<Channel>> {
-    if !images::have("qemu-system", PROGRAM, test) {
+    if !capability::have("qemu-system", PROGRAM, test) {
         return None;
     }
     let folder = tempfile::tempdir().expect("a folder");

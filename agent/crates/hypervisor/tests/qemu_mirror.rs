@@ -1,6 +1,8 @@
 //! The server against the programs that it is for (capability `qemu`), and libnbd's (`nbdkit`); and dirty bitmaps
 //! that a running daemon keeps.
 
+#[path = "support/capability.rs"]
+mod capability;
 #[path = "support/daemon.rs"]
 mod daemon;
 #[path = "support/images.rs"]
@@ -11,8 +13,9 @@ mod memory;
 
 use std::path::Path;
 
+use capability::have;
 use daemon::Daemon;
-use images::{have, pattern, raw};
+use images::{pattern, raw};
 use memory::{Memory, Served};
 use novaferry_hypervisor::nbd::client::{ALLOCATION, DIRTY_BITMAP, Options};
 use novaferry_hypervisor::nbd::server::{BlockSizes, Ending, Export};

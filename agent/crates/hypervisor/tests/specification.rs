@@ -2,19 +2,18 @@
 //! bound to another "host", started there without defaults, has the same devices at the same addresses, and a
 //! running guest moves into it.
 
-#[path = "support/images.rs"]
-#[expect(dead_code, reason = "shared with other tests")]
-mod images;
+#[path = "support/capability.rs"]
+mod capability;
 #[path = "support/monitor.rs"]
 mod monitor;
 
 use std::path::{Path, PathBuf};
 
-use images::have;
+use capability::have;
 use monitor::{Guest, arguments_of, boot_disk, folder, until};
 use novaferry_hypervisor::command_line::{Place, QMP_SOCKET, arguments};
 use novaferry_hypervisor::specification::{
-    Accelerator, BlockFact, Derived, DiskTarget, HostMapping, NamedHostFile, VmFacts, derive, fact_of,
+    Accelerator, BlockFact, Derived, DiskTarget, HostMapping, NamedHostFile, Start, VmFacts, derive, fact_of,
     named_files, resolve,
 };
 use serde_json::{Value, json};
@@ -101,7 +100,7 @@ fn twin(line: &str) -> Move {
         boot: vec![NamedHostFile { name: "kernel".to_owned(), file: boot }],
         ..HostMapping::default()
     };
-    let (request, _) = resolve(&derived.specification, &mapping, 1, true).unwrap();
+    let (request, _) = resolve(&derived.specification, &mapping, 1, Start::Incoming).unwrap();
     let place = Place { folder: run.clone(), taps: [].into() };
     let destination = Guest::start(&arguments(&request, &place).unwrap(), &run.join(QMP_SOCKET));
     Move { source, destination, derived, base, _folder: guard }

@@ -29,6 +29,13 @@ pub struct Desk {
     places: Places,
 }
 
+/// A migration that is remembered.
+struct Known {
+    shown: Shown,
+    /// On the disk, too: a rehearsal is not.
+    on_record: bool,
+}
+
 impl Desk {
     pub(super) fn new(errands: mpsc::Sender<Errand>, records: Records, places: Places) -> Self {
         Self { errands, records, places }
@@ -93,36 +100,40 @@ impl Desk {
     }
 
     /// Everything that is remembered, newest first: what runs, and what is on record.
-    async fn all(&self) -> Result<Vec<Shown>, String> {
+    async fn all(&self) -> Result<Vec<Known>, String> {
         let Statuses { running, ended } = self.ask(Errand::Statuses).await?;
         let records = self.records.clone();
         let recorded = tokio::task::spawn_blocking(move || records.all()).await;
         let recorded = recorded.map_err(|error| format!("reading the records failed: {error}"))?;
         let recorded = recorded.map_err(|error| error.chain())?;
-        let mut shown = BTreeMap::new();
+        let mut known = BTreeMap::new();
         for record in recorded {
             let status = Status { record, live: Live::default(), findings: Vec::new() };
-            shown.insert(status.record.migration.clone(), Shown { status, over: true });
+            let id = status.record.migration.clone();
+            known.insert(id, Known { shown: Shown { status, over: true }, on_record: true });
         }
         // Newer than what was recorded: the last figures, and findings.
-        for status in ended {
-            shown.insert(status.record.migration.clone(), Shown { status, over: true });
+        let ended = ended.into_iter().map(|status| Shown { status, over: true });
+        let running = running.into_iter().map(|status| Shown { status, over: false });
+        for shown in ended.chain(running) {
+            let id = shown.status.record.migration.clone();
+            let on_record = known.contains_key(&id);
+            known.insert(id, Known { shown, on_record });
         }
-        for status in running {
-            shown.insert(status.record.migration.clone(), Shown { status, over: false });
-        }
-        let mut shown: Vec<_> = shown.into_values().collect();
-        shown.sort_by_key(|shown| std::cmp::Reverse(shown.status.record.began));
-        Ok(shown)
+        let mut known: Vec<_> = known.into_values().collect();
+        known.sort_by_key(|known| std::cmp::Reverse(known.shown.status.record.began));
+        Ok(known)
     }
 
-    /// All migrations that are remembered, newest first.
+    /// All migrations that run or are on record, newest first. What was only rehearsed is not.
     ///
     /// # Errors
     /// When the records cannot be read.
     pub async fn list(&self) -> Result<Vec<ListedMigration>, String> {
         let all = self.all().await?;
-        Ok(all.iter().map(|shown| ListedMigration::new(&shown.status.record, shown.over)).collect())
+        let listed = all.iter().filter(|one| one.on_record || !one.shown.over);
+        let listed = listed.map(|one| ListedMigration::new(&one.shown.status.record, one.shown.over));
+        Ok(listed.collect())
     }
 
     /// The one migration whose id begins so.
@@ -143,7 +154,7 @@ impl Desk {
                 return Ok(shown);
             }
         }
-        let mut found: Vec<_> = self.all().await?;
+        let mut found: Vec<_> = self.all().await?.into_iter().map(|known| known.shown).collect();
         found.retain(|shown| shown.status.record.migration.starts_with(id));
         match found.len() {
             0 => Err(format!(

@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use engine::migrate;
+use engine::migrate::mode::admit;
 use engine::migrate::record::{Record, Role};
 use engine::migrate::source::{Job, OnNoConverge, Options};
 use engine::migrate::status::SourceState;
-use hypervisor::inventory::{Access, Process, State, Vm};
+use hypervisor::inventory::{Process, State, Vm};
 use tunnel::{DialOptions, PeerName, Profile, TransportChoice};
 use volume::SessionId;
 
@@ -26,27 +28,14 @@ const MAX_TIMEOUT_MS: u64 = 7 * 86_400_000;
 /// For people: what stands against it, and what to do.
 pub(super) fn of_request(migration: SessionId, asked: &Migrate, vm: &Vm) -> Result<(Job, Record), String> {
     let name = &vm.id;
-    match asked.mode {
-        Mode::Live => {}
-        Mode::Warm | Mode::Cold => {
-            return Err("this version moves running VMs only; use --mode live, or `copy` for the disks of a VM that is off".to_owned());
-        }
+    let mode = engine_mode(asked.mode);
+    if vm.state == State::Suspended {
+        return Err(format!("the QEMU of VM {name} was stopped by a signal; continue it (kill -CONT) first"));
     }
-    let qmp = match (&vm.access, &vm.state) {
-        (_, State::Suspended) => {
-            return Err(format!(
-                "the QEMU of VM {name} was stopped by a signal; continue it (kill -CONT) first"
-            ));
-        }
-        (Access::Live { qmp }, State::Running) => qmp.clone(),
-        (Access::ColdOrWarmOnly { reason, fix }, _) => {
-            return Err(format!("VM {name} cannot be moved live: {reason}; start it with {fix}"));
-        }
-        (Access::NotYet { reason }, _) => return Err(format!("VM {name} cannot be moved: {reason}")),
-        (Access::Stopped | Access::Live { .. }, _) => {
-            return Err(format!("VM {name} does not run; start it first, or use `copy` for its disks"));
-        }
-    };
+    // A VM that is off has no socket, and needs none.
+    let qmp = admit(&vm.access, mode)
+        .map_err(|why| format!("VM {name} cannot be moved {}: {}; {}", mode.name(), why.evidence, why.fix))?
+        .unwrap_or_default();
     let to: HostAddress =
         asked.to.parse().map_err(|error: crate::address::AddressError| error.to_string())?;
     let mut dial = DialOptions::new(to.host.clone(), to.port);
@@ -73,7 +62,8 @@ pub(super) fn of_request(migration: SessionId, asked: &Migrate, vm: &Vm) -> Resu
         fenced: false,
         was_paused: false,
     };
-    let record = Record::new(migration, name, "", role);
+    let mut record = Record::new(migration, name, "", role);
+    record.mode = mode;
     let job = Job {
         migration,
         vm: name.clone(),
@@ -89,6 +79,14 @@ pub(super) fn of_request(migration: SessionId, asked: &Migrate, vm: &Vm) -> Resu
 fn text(what: &str, path: &Path) -> Result<String, String> {
     let known = path.to_str().map(ToOwned::to_owned);
     known.ok_or_else(|| format!("{what} {} is not UTF-8; rename it", path.display()))
+}
+
+fn engine_mode(asked: Mode) -> migrate::mode::Mode {
+    match asked {
+        Mode::Live => migrate::mode::Mode::Live,
+        Mode::Warm => migrate::mode::Mode::Warm,
+        Mode::Cold => migrate::mode::Mode::Cold,
+    }
 }
 
 fn options(asked: &Migrate) -> Result<Options, String> {
@@ -113,13 +111,16 @@ fn options(asked: &Migrate) -> Result<Options, String> {
         }
     };
     Ok(Options {
+        mode: engine_mode(asked.mode),
         max_downtime: within("a downtime", asked.max_downtime_ms, MAX_DOWNTIME_MS)?,
         timeout: within("a timeout", asked.timeout_ms, MAX_TIMEOUT_MS)?,
         on_no_converge: match asked.on_no_converge {
             NoConverge::Cancel => OnNoConverge::Cancel,
             NoConverge::Throttle => OnNoConverge::Throttle,
         },
-        multifd: asked.multifd,
+        // Post-copy's requests come back on the stream that carries everything: there is no multifd then.
+        multifd: if asked.postcopy { 0 } else { asked.multifd },
+        postcopy: asked.postcopy,
         slots: slots(cache),
         level,
         hold: asked.hold,
@@ -153,6 +154,6 @@ pub(super) fn of_record(migration: SessionId, record: &Record) -> Result<Job, St
         process: process.map(|(pid, start_time)| Process { pid, start_time }),
         folder: folder.as_ref().map(PathBuf::from),
         dial,
-        options: options(&safe)?,
+        options: Options { mode: record.mode, ..options(&safe)? },
     })
 }

@@ -197,7 +197,7 @@ async fn what_cannot_be_moved_is_said() {
     assert!(refused(Migrate::new("mail", to)).await.contains("there is no VM \"mail\" here"));
     assert!(refused(Migrate::new("web", to)).await.contains("VM web does not run"));
     let warm = Migrate { mode: Mode::Warm, ..Migrate::new("web", to) };
-    assert!(refused(warm).await.contains("running VMs only"));
+    assert!(refused(warm).await.contains("use --mode cold"));
     host.stop(task).await;
 }
 
@@ -229,6 +229,14 @@ fn what_is_asked_is_checked() {
         let why = job::of_request(migration, &asked, &vm).unwrap_err();
         assert!(why.contains(expected), "{why}");
     };
+    for (mode, known) in [(Mode::Live, "live"), (Mode::Warm, "warm")] {
+        let (made, _) = job::of_request(migration, &Migrate { mode, ..good.clone() }, &vm).unwrap();
+        assert_eq!((made.options.mode.name(), made.qmp.to_str()), (known, Some("/q")));
+    }
+    let off = Vm { state: State::Stopped, access: Access::Stopped, ..vm.clone() };
+    let (made, _) = job::of_request(migration, &Migrate { mode: Mode::Cold, ..good.clone() }, &off).unwrap();
+    assert_eq!((made.options.mode.name(), made.process), ("cold", None));
+    bad(|asked| asked.mode = Mode::Cold, "cannot be moved cold: the VM runs");
     bad(|asked| asked.to = "host-b".to_owned(), "write novaferry://HOST:PORT");
     bad(|asked| asked.peer = Some("Host B".to_owned()), "not a host name");
     bad(|asked| asked.multifd = 9, "choose 0 to 8");

@@ -1,15 +1,17 @@
 //! The host that a VM comes to: one owner task for each migration.
 
+mod images;
 mod prepare;
 mod run;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use hypervisor::qemu_nbd::Export;
 use hypervisor::qmp::words::MigrationStatus;
 use hypervisor::qmp::{EventKind, Qmp};
-use hypervisor::specification::VmSpecification;
+use hypervisor::specification::{StartRequest, VmSpecification};
 use session::cutover::{Destination, DestinationAction, DestinationEvent, DestinationState, Verdict};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -19,6 +21,7 @@ use volume::SessionId;
 
 use super::leaves::LiveLeaves;
 use super::message::{self, DiskRoot, FromDestination, FromSource};
+use super::mode::Mode;
 use super::preflight::Finding;
 use super::ram::RamReceiver;
 use super::record::{Record, Records, Role};
@@ -42,7 +45,7 @@ pub struct Policy {
     /// Pool for the disks when the source asks for none.
     pub pool: Option<String>,
     /// This host's bridges by the source's.
-    pub bridges: std::collections::BTreeMap<String, String>,
+    pub bridges: BTreeMap<String, String>,
     /// The bridge for networks that `bridges` does not name.
     pub default_bridge: Option<String>,
     /// Kernels and initial file systems of VMs that boot directly.
@@ -128,6 +131,10 @@ pub(super) struct Owner {
     pub(super) findings: Vec<Finding>,
     pub(super) sockets: Option<Sockets>,
     pub(super) disks: Vec<DiskRun>,
+    /// Warm and cold: servers of the images while they are written.
+    pub(super) images: BTreeMap<String, Export>,
+    /// Warm and cold: the VM, bound to this host.
+    pub(super) request: Option<StartRequest>,
     pub(super) pool: String,
     pub(super) key_id: String,
     pub(super) roots: Vec<DiskRoot>,
@@ -174,6 +181,8 @@ pub async fn run(
         findings: Vec::new(),
         sockets: None,
         disks: Vec::new(),
+        images: BTreeMap::new(),
+        request: None,
         pool: String::new(),
         key_id: String::new(),
         roots: Vec::new(),
@@ -328,7 +337,13 @@ impl Owner {
             }
             Signal::Qemu(_) => {}
             Signal::QemuGone(why) => {
-                tracing::warn!(migration = %self.migration, %why, "QEMU at the destination is gone");
+                let ending = matches!(
+                    self.machine.state(),
+                    DestinationState::Burning(_) | DestinationState::Burned(_)
+                );
+                if !ending {
+                    tracing::warn!(migration = %self.migration, %why, "QEMU at the destination is gone");
+                }
                 self.qmp = None;
                 self.apply(DestinationEvent::QemuDied, todo);
             }
@@ -343,7 +358,14 @@ impl Owner {
     async fn message(&mut self, message: FromSource, todo: &mut VecDeque<DestinationAction>) {
         match message {
             FromSource::Prepare(prepare) if !self.prepared => match self.prepare(*prepare).await {
-                Ok(true) => self.prepared = true,
+                Ok(true) => {
+                    self.prepared = true;
+                    if self.record.mode != Mode::Live {
+                        // There is no memory to wait for; the disks are complete when the roots are equal, and no
+                        // permit comes before.
+                        self.apply(DestinationEvent::Complete, todo);
+                    }
+                }
                 Ok(false) => self.over = true,
                 Err(reason) => {
                     tracing::warn!(migration = %self.migration, %reason, "a migration is refused");

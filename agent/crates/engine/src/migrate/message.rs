@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 use session::cutover::Verdict;
 
+use super::mode::Mode;
 use super::preflight::Finding;
 use hypervisor::specification::VmSpecification;
 
@@ -15,11 +16,14 @@ pub const VERSION: u32 = 1;
 pub struct Prepare {
     /// [`VERSION`].
     pub version: u32,
+    /// With the memory, without it, or switched off.
+    #[serde(default)]
+    pub mode: Mode,
     /// What is to run.
     pub specification: VmSpecification,
     /// The newest generation of the VM that the source knows.
     pub generation: u64,
-    /// QEMU's version at the source: major, minor, micro.
+    /// QEMU's version at the source: major, minor, micro; zeros when none runs.
     pub qemu: (u32, u32, u32),
     /// multifd channels; 0 for a single stream.
     pub multifd: u8,
@@ -122,6 +126,8 @@ pub enum FromDestination {
         status: String,
         /// Empty when the guest is well.
         complaint: String,
+        /// Nothing is wrong, and the guest's memory is not all there yet: ask again.
+        pending: bool,
     },
     /// The guest is this host's alone.
     Finalised {

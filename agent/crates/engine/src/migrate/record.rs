@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use session::cutover::{DestinationState, SourceState};
 use volume::{Generation, SessionId};
 
+use super::mode::Mode;
 use super::report::Report;
 use crate::error::EngineError;
 use crate::folder::Folder;
@@ -35,6 +36,9 @@ pub struct Record {
     pub vm: String,
     /// The other host.
     pub peer: String,
+    /// How the VM is moved.
+    #[serde(default)]
+    pub mode: Mode,
     /// Fencing number of the VM; 0 at the source until the destination gave one.
     pub generation: u64,
     /// When it began, seconds since 1970.
@@ -87,6 +91,7 @@ impl Record {
             migration: migration.to_string(),
             vm: vm.to_owned(),
             peer: peer.to_owned(),
+            mode: Mode::default(),
             generation: 0,
             began: now,
             changed: now,

@@ -28,7 +28,7 @@ pub struct Report {
     pub disk_plain: u64,
     /// Disk bytes on the channels.
     pub disk_wire: u64,
-    /// Passes over the RAM.
+    /// Passes over the RAM; without it, over the disks.
     pub rounds: u64,
     /// Highest share of CPU time that the guest was denied so that it converged, percent.
     pub throttled_percent: u64,

@@ -7,11 +7,14 @@
 //! machine (session::cutover) ─► record, durable where the state says so ─► actions: prepare, mirror, memory, undo
 //! ```
 
+mod cold;
+mod copy;
 mod facts;
 mod memory;
 mod mirror;
 mod prepare;
 mod undo;
+mod warm;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -32,6 +35,7 @@ use volume::SessionId;
 
 use super::disk::MirrorTarget;
 use super::message::{self, DiskRoot, FromDestination, FromSource};
+use super::mode::Mode;
 use super::preflight::Finding;
 use super::ram::RamSender;
 use super::record::{Record, Records, Role};
@@ -80,6 +84,8 @@ pub enum OnNoConverge {
 /// How one VM is to be moved.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// With the memory, without it, or switched off.
+    pub mode: Mode,
     /// Longest pause of the guest.
     pub max_downtime: Duration,
     /// Longest time for the memory to converge.
@@ -132,6 +138,8 @@ pub(super) enum Signal {
     Dialled(Box<ChannelTunnel>),
     Qemu(EventKind),
     QemuGone(String),
+    /// The disks are copied, but for what the guest writes now.
+    Copied(warm::Copied),
     /// A byte path ended.
     Carrier(&'static str, Result<(), String>),
 }
@@ -167,6 +175,8 @@ pub(super) struct Owner {
     pub(super) findings: Vec<Finding>,
     pub(super) disks: Vec<DiskRun>,
     ready: BTreeSet<String>,
+    /// Warm and cold.
+    pub(super) copying: warm::Copying,
     pub(super) ram: Option<Arc<RamSender>>,
     pub(super) key: Option<[u8; 32]>,
     pub(super) roots: Vec<DiskRoot>,
@@ -186,6 +196,10 @@ pub async fn run(
     mut commands: mpsc::Receiver<Command>,
     status: watch::Sender<Status>,
 ) -> Record {
+    let mut record = record;
+    if !resumed {
+        record.mode = job.options.mode;
+    }
     let (signals, mut inbox) = mpsc::channel(SIGNALS);
     let machine = match &record.role {
         Role::Source { state, .. } => Source::from_record(state.clone()),
@@ -207,6 +221,7 @@ pub async fn run(
         findings: Vec::new(),
         disks: Vec::new(),
         ready: BTreeSet::new(),
+        copying: warm::Copying::default(),
         ram: None,
         key: None,
         roots: Vec::new(),
@@ -358,8 +373,16 @@ impl Owner {
     async fn perform(&mut self, action: SourceAction) -> StepResult {
         match action {
             SourceAction::Prepare => self.prepare().await,
-            SourceAction::StartMirror => self.start_mirror().await,
-            SourceAction::StartRam => self.start_ram().await,
+            SourceAction::StartMirror => match self.record.mode {
+                Mode::Live => self.start_mirror().await,
+                Mode::Warm => self.start_rounds().await,
+                Mode::Cold => self.start_cold().await,
+            },
+            SourceAction::StartRam => match self.record.mode {
+                Mode::Live => self.start_ram().await,
+                Mode::Warm => self.last_round().await,
+                Mode::Cold => Ok(Some(SourceEvent::SwitchoverReached)),
+            },
             SourceAction::CompareRoots => self.compare_roots().await,
             SourceAction::MakeFence => self.make_fence().await,
             SourceAction::Permit => self.permit().await,
@@ -373,7 +396,9 @@ impl Owner {
             }
             SourceAction::Abort => {
                 let reason = match self.state() {
-                    SourceState::Undoing(why) | SourceState::Stopped(why) => why.clone(),
+                    SourceState::Undoing(why) | SourceState::RolledBack(why) | SourceState::Stopped(why) => {
+                        why.clone()
+                    }
                     _ => "the source gave up".to_owned(),
                 };
                 if let Err(why) = self.tell(&FromSource::Abort { reason }).await {
@@ -381,7 +406,7 @@ impl Owner {
                 }
                 Ok(None)
             }
-            SourceAction::Resume => Ok(Some(self.resume().await)),
+            SourceAction::Resume => Ok(self.resume().await),
             SourceAction::GiveUp => {
                 self.give_up().await;
                 Ok(None)
@@ -391,6 +416,10 @@ impl Owner {
 
     fn signal(&mut self, signal: Signal, todo: &mut VecDeque<SourceAction>) {
         match signal {
+            Signal::Copied(copied) => {
+                self.note_copied(copied);
+                self.apply(SourceEvent::MirrorReady, todo);
+            }
             Signal::Message(message) => self.message(message, todo),
             Signal::TunnelLost(why) => {
                 tracing::warn!(migration = %self.job.migration, %why, "the connection to the destination is lost");
@@ -454,7 +483,8 @@ impl Owner {
                 self.apply(SourceEvent::NotRun, todo);
             }
             FromDestination::Verdict { verdict } => self.apply(SourceEvent::Verdict(verdict), todo),
-            FromDestination::Proof { status, complaint } if complaint.is_empty() => {
+            FromDestination::Proof { pending: true, .. } => {}
+            FromDestination::Proof { status, complaint, .. } if complaint.is_empty() => {
                 tracing::info!(migration = %self.job.migration, %status, "the guest proved itself");
                 self.apply(SourceEvent::Proved, todo);
                 if !self.job.options.hold {
@@ -504,6 +534,9 @@ impl Owner {
 
     fn qemu(&mut self, event: EventKind, todo: &mut VecDeque<SourceAction>) {
         match event {
+            // The rounds end their jobs themselves, and mind their errors.
+            EventKind::JobCancelled(_) | EventKind::JobCompleted(_) | EventKind::JobStatusChange { .. }
+                if self.record.mode != Mode::Live => {}
             EventKind::JobReady(job) if mirror::is_ours(&job.device) => {
                 self.ready.insert(job.device);
                 self.check_ready(todo);
@@ -673,6 +706,7 @@ impl Owner {
     }
 
     async fn close(mut self) -> Record {
+        self.end_copying().await;
         self.carriers.shutdown().await;
         self.watchers.shutdown().await;
         if let Some(tunnel) = &self.tunnel {
@@ -683,6 +717,9 @@ impl Owner {
         }
         if let Err(error) = self.save() {
             tracing::error!(error = %error.chain(), "a migration's end cannot be recorded");
+        }
+        if self.record.mode == Mode::Warm && self.state().is_final() {
+            self.remove_overlays();
         }
         self.publish(Some(Live::default()));
         self.record

@@ -7,7 +7,7 @@ fn line(source: &str, facts: &VmFacts, mapping: &HostMapping, taps: &[(&str, &st
     let words: Vec<_> = source.split_whitespace().map(ToOwned::to_owned).collect();
     let found = derive("web-1", &words, facts, None).unwrap();
     assert_eq!(found.findings, []);
-    let (request, _) = resolve(&found.specification, mapping, 3, true).unwrap();
+    let (request, _) = resolve(&found.specification, mapping, 3, Start::Incoming).unwrap();
     let taps = taps.iter().map(|(id, tap)| ((*id).to_owned(), (*tap).to_owned())).collect();
     let place = Place { folder: "/vms/a,b/run".into(), taps };
     let words = arguments(&request, &place).unwrap();
@@ -143,7 +143,7 @@ fn a_bridge_without_its_tap_is_refused() {
     let words =
         ["qemu", "-nodefaults", "-M", "pc-i440fx-10.0", "-netdev", "tap,id=n", "-device", "e1000,netdev=n"];
     let found = derive("a", &words.map(String::from), &VmFacts::default(), None).unwrap();
-    let (request, _) = resolve(&found.specification, &mapping(), 1, false).unwrap();
+    let (request, _) = resolve(&found.specification, &mapping(), 1, Start::Running).unwrap();
     let place = Place { folder: "/x".into(), taps: BTreeMap::new() };
     assert!(matches!(arguments(&request, &place), Err(SpecificationError::Missing { .. })));
 }

@@ -20,6 +20,9 @@ const MAX_STAT: u64 = 4096;
 /// Longest `/proc/net/unix`, in bytes: at 100 a line some 100,000 sockets.
 const MAX_SOCKETS: u64 = 16 << 20;
 
+/// Folder within a VM's that `novaferry-vmd` gives to its QEMU.
+const OWN_FOLDER: &str = "run";
+
 /// Most processes looked at: Linux's highest process id on 64 bits.
 const MAX_PROCESSES: usize = 4 << 20;
 
@@ -124,14 +127,16 @@ impl Qemu {
         self.process.absolute(path)
     }
 
-    /// Whether this QEMU is that of the folder: by its `-pidfile`, or, without one, by the files that it names.
+    /// Whether this QEMU is that of the folder: by its `-pidfile`, which vmd lets it write in a folder of its own in there,
+    /// or, without one, by the files that it names.
     pub(super) fn belongs_to(&self, folder: &Path, pid_file: &str) -> bool {
         let Some(own) = &self.line.pid_file else {
             return forms(folder).iter().any(|folder| self.line.names_file_in(folder));
         };
         let Ok(own) = self.absolute(own) else { return false };
         let own = forms(&own);
-        forms(&folder.join(pid_file)).iter().any(|path| own.contains(path))
+        let places = [folder.join(pid_file), folder.join(OWN_FOLDER).join(pid_file)];
+        places.iter().flat_map(|place| forms(place)).any(|path| own.contains(&path))
     }
 }
 

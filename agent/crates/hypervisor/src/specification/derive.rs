@@ -18,6 +18,9 @@ use super::{
 use board::Board;
 use collect::Collected;
 
+/// The name of the port that a guest's agent listens on.
+const GUEST_AGENT: &str = "org.qemu.guest_agent.0";
+
 /// What [`derive()`] found.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Derived {
@@ -56,6 +59,8 @@ pub struct NamedFiles {
     pub pid_file: Option<PathBuf>,
     /// Unix sockets of QMP servers (`-qmp unix:`, `-chardev` with `-mon mode=control`).
     pub qmp: Vec<PathBuf>,
+    /// Socket of the channel to the guest's agent: a `virtserialport` of that name on a `-chardev socket`.
+    pub guest_agent: Option<PathBuf>,
 }
 
 /// Which files of the host a QEMU process uses, before anything else is known of it.
@@ -65,6 +70,7 @@ pub struct NamedFiles {
 pub fn named_files(process: &[String]) -> Result<NamedFiles, SpecificationError> {
     let mut named = NamedFiles::default();
     let (mut controls, mut sockets) = (Vec::new(), Vec::new());
+    let mut agent = None;
     for Argument { name, value } in arguments::split(process) {
         match name {
             "kernel" | "initrd" => named.boot.push(value.into()),
@@ -79,6 +85,12 @@ pub fn named_files(process: &[String]) -> Result<NamedFiles, SpecificationError>
                     controls.extend(pairs.take("chardev"));
                 }
             }
+            "device" if value.contains(GUEST_AGENT) && !value.starts_with('{') => {
+                let mut pairs = arguments::Pairs::read(name, value, Some("driver"))?;
+                if pairs.take("name").as_deref() == Some(GUEST_AGENT) {
+                    agent = pairs.take("chardev");
+                }
+            }
             "chardev" => {
                 let mut pairs = arguments::Pairs::read(name, value, Some("backend"))?;
                 if pairs.take("backend").as_deref() == Some("socket") {
@@ -88,6 +100,8 @@ pub fn named_files(process: &[String]) -> Result<NamedFiles, SpecificationError>
             _ => {}
         }
     }
+    let channel = sockets.iter().find(|(id, _)| Some(id) == agent.as_ref());
+    named.guest_agent = channel.map(|(_, path)| PathBuf::from(path));
     let controlled = sockets.into_iter().filter(|(id, _)| controls.contains(id));
     named.qmp.extend(controlled.map(|(_, path)| PathBuf::from(path)));
     Ok(named)

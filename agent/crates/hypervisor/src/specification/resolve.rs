@@ -86,6 +86,19 @@ pub struct Bindings {
     pub firmware: Option<PathBuf>,
 }
 
+/// What a QEMU does once it has made its devices.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Start {
+    /// Waits for a migration stream (`-incoming defer -S`).
+    Incoming,
+    /// Waits before the first instruction (`-S`) until QMP's `cont`. Its disks cannot be written from outside: the
+    /// guest's devices hold them already.
+    Paused,
+    /// Boots.
+    Running,
+}
+
 /// What vmd is asked to start: a VM, bound to this host. Still no command line.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -94,8 +107,8 @@ pub struct StartRequest {
     pub version: u32,
     /// The session's generation: vmd refuses one that is older than what it knows, or fenced.
     pub generation: u64,
-    /// Wait for a migration stream (`-incoming defer -S`) instead of booting.
-    pub incoming: bool,
+    /// What it does then.
+    pub start: Start,
     /// The VM.
     pub specification: VmSpecification,
     /// Its files and bridges here.
@@ -198,7 +211,7 @@ pub fn resolve(
     specification: &VmSpecification,
     mapping: &HostMapping,
     generation: u64,
-    incoming: bool,
+    start: Start,
 ) -> Result<(StartRequest, Vec<Finding>), Vec<Finding>> {
     let mut findings = Vec::new();
     if let Err(error) = specification.check() {
@@ -250,7 +263,7 @@ pub fn resolve(
         return Err(findings);
     }
     let specification = specification.clone();
-    Ok((StartRequest { version: START_VERSION, generation, incoming, specification, bindings }, findings))
+    Ok((StartRequest { version: START_VERSION, generation, start, specification, bindings }, findings))
 }
 
 fn host(specification: &VmSpecification, mapping: &HostMapping, findings: &mut Vec<Finding>) {

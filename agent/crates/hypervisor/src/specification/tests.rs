@@ -202,7 +202,7 @@ fn booted() -> (VmSpecification, HostMapping) {
 #[test]
 fn a_host_binds_what_it_has() {
     let (vm, mapping) = booted();
-    let (request, findings) = resolve(&vm, &mapping, 3, true).unwrap();
+    let (request, findings) = resolve(&vm, &mapping, 3, Start::Incoming).unwrap();
     assert_eq!(findings, []);
     request.check().unwrap();
     assert_eq!(request.bindings.kernel, Some("/here/vmlinux".into()));
@@ -218,7 +218,7 @@ fn what_a_host_lacks_is_said_all_at_once() {
     let mut other = mapping.clone();
     other.boot[0].file.sha256 = "cd".repeat(32);
     let poor = HostMapping { boot: other.boot, machines: Some(Vec::new()), ..HostMapping::default() };
-    let findings = resolve(&vm, &poor, 3, true).unwrap_err();
+    let findings = resolve(&vm, &poor, 3, Start::Incoming).unwrap_err();
     let rules: Vec<_> = findings.iter().map(|finding| finding.rule).collect();
     let expected =
         ["accelerator", "machine", "cpu-host", "disk-mapping", "bridge-mapping", "boot-file-mapping"];
@@ -228,7 +228,7 @@ fn what_a_host_lacks_is_said_all_at_once() {
 #[test]
 fn a_request_with_other_paths_is_refused() {
     let (vm, mapping) = booted();
-    let (request, _) = resolve(&vm, &mapping, 3, true).unwrap();
+    let (request, _) = resolve(&vm, &mapping, 3, Start::Incoming).unwrap();
     let with = |change: fn(&mut StartRequest)| {
         let mut request = request.clone();
         change(&mut request);
@@ -332,4 +332,39 @@ proptest! {
             prop_assert!(blocked || found.specification.check().is_ok());
         }
     }
+}
+
+#[test]
+fn a_stopped_vm_is_what_novacron_would_start() {
+    let config =
+        br#"{"id":"web-1","name":"web, one","cpu_shares":2,"memory_mb":1024,"cloud_init_iso":"/x.iso",
+        "volume_attachments":[{"volume_id":"v1","boot":true},{"volume_id":"v2"}]}"#;
+    let disk = block("/vms/web,1/disk.qcow2", "qcow2");
+    let found = derive_stopped("web-1", config, disk, None).unwrap();
+    let rules: Vec<_> = found.findings.iter().map(|finding| finding.rule).collect();
+    assert_eq!(rules, ["cloud-init", "volume-attachment"]);
+    assert!(!found.findings.iter().any(Finding::is_blocking));
+    let vm = found.specification;
+    vm.check().unwrap();
+    assert_eq!((vm.memory.bytes, vm.processors.count), (1 << 30, 2));
+    assert_eq!((vm.machine.kind.as_str(), vm.machine.accelerator), ("pc-i440fx-2.8", Accelerator::Kvm));
+    assert_eq!((vm.name.as_str(), found.disks.len()), ("web, one", 1));
+    assert_eq!(found.disks[0].path, PathBuf::from("/vms/web,1/disk.qcow2"));
+    // The same devices as when it runs.
+    let running = derived(NOVACRON, &facts(&[("/vms/web-1/disk.qcow2", "qcow2")])).specification;
+    assert_eq!(
+        vm.devices.iter().map(Device::model).collect::<Vec<_>>(),
+        running.devices.iter().map(Device::model).collect::<Vec<_>>()
+    );
+    derive_stopped("web-1", b"[]", block("/a", "qcow2"), None).unwrap_err();
+}
+
+#[test]
+fn the_guests_agent_is_found() {
+    let line = words(
+        "qemu -device virtio-serial-pci -chardev socket,id=ga,path=/run/ga.sock,server=on,wait=off \
+         -chardev socket,id=other,path=/x -device virtserialport,chardev=ga,name=org.qemu.guest_agent.0",
+    );
+    assert_eq!(named_files(&line).unwrap().guest_agent, Some(PathBuf::from("/run/ga.sock")));
+    assert_eq!(named_files(&words(NOVACRON)).unwrap().guest_agent, None);
 }

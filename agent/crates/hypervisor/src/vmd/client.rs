@@ -93,6 +93,14 @@ impl VmdClient {
         self.vm(&Request::Start { request: Box::new(request) }, LONG_PATIENCE).await
     }
 
+    /// Puts a VM in place without starting it.
+    ///
+    /// # Errors
+    /// [`VmdError`].
+    pub async fn define(&self, request: StartRequest) -> Result<VmStatus, VmdError> {
+        self.vm(&Request::Define { request: Box::new(request) }, PATIENCE).await
+    }
+
     /// How a VM is.
     ///
     /// # Errors

@@ -22,6 +22,11 @@ pub enum Request {
         /// The VM, bound to this host.
         request: Box<StartRequest>,
     },
+    /// Put a VM in place without starting it: its folder and NovaCron's `config.json`. Repeating it does no harm.
+    Define {
+        /// The VM, bound to this host; how it would start means nothing.
+        request: Box<StartRequest>,
+    },
     /// How a VM is.
     Status {
         /// Its id.
@@ -66,7 +71,7 @@ pub enum Request {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Answer {
-    /// To `start`, `status` and `stop`.
+    /// To `start`, `define`, `status` and `stop`.
     Vm(VmStatus),
     /// To `list`.
     Vms(Vec<VmStatus>),
@@ -80,12 +85,12 @@ pub enum Answer {
     Error(Refusal),
 }
 
-/// A VM that vmd started.
+/// A VM that vmd started or put in place.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct VmStatus {
     /// Its id.
     pub vm: String,
-    /// The generation that it was started with.
+    /// The generation that it was started or put in place with.
     pub generation: u64,
     /// How it is.
     pub state: VmState,
@@ -108,6 +113,8 @@ pub enum VmState {
         /// Process id.
         pid: u32,
     },
+    /// It was put in place and not started by vmd.
+    Stopped {},
     /// Its QEMU has ended, or never came up.
     Exited {
         /// The last lines that it said.

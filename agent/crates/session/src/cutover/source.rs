@@ -201,7 +201,8 @@ fn step(state: &SourceState, event: SourceEvent) -> Option<(SourceState, Vec<Sou
     use SourceAction as A;
     use SourceEvent as E;
     use SourceState as S;
-    let undo = |why: &str| Some((S::Undoing(why.to_owned()), vec![A::Abort, A::Resume]));
+    // The guest first: it is what people wait for. The destination has no permit, so nothing hurries there.
+    let undo = |why: &str| Some((S::Undoing(why.to_owned()), vec![A::Resume, A::Abort]));
     match state {
         S::Preparing | S::Mirroring | S::PreCopy | S::Paused | S::Fencing => match (state, event) {
             (S::Preparing, E::Prepared) => Some((S::Mirroring, vec![A::StartMirror])),
@@ -262,7 +263,7 @@ fn step(state: &SourceState, event: SourceEvent) -> Option<(SourceState, Vec<Sou
         S::Undoing(why) => match event {
             E::Resumed => Some((S::RolledBack(why.clone()), vec![])),
             E::QemuDied => Some((S::Stopped(format!("{why}; then the guest's process died here")), vec![])),
-            E::Restarted => Some((S::Undoing(why.clone()), vec![A::Abort, A::Resume])),
+            E::Restarted => Some((S::Undoing(why.clone()), vec![A::Resume, A::Abort])),
             _ => None,
         },
         S::RolledBack(_) | S::Stopped(_) => None,

@@ -435,7 +435,7 @@ fn no_interleaving_with_three_faults_runs_the_guest_twice() {
 fn an_operator_ends_doubt() {
     let mut source = Source::from_record(SourceState::InDoubt);
     let actions = source.handle(SourceEvent::Resolve(Choice::Source)).unwrap();
-    assert_eq!(actions, [SourceAction::Abort, SourceAction::Resume]);
+    assert_eq!(actions, [SourceAction::Resume, SourceAction::Abort]);
     let mut source = Source::from_record(SourceState::InDoubt);
     assert_eq!(source.handle(SourceEvent::Resolve(Choice::Destination)).unwrap(), []);
     assert_eq!(*source.state(), SourceState::Proven);

@@ -18,11 +18,13 @@ use tunnel::Channel;
 use volume::{ByteLen, Generation};
 use wire::{ChannelHello, ChannelKind};
 
+use super::images::{relax, start_of};
 use super::{DiskRun, Owner, Sockets};
 use crate::migrate::disk;
 use crate::migrate::host_cpu::host_cpu;
 use crate::migrate::leaves::LiveLeaves;
 use crate::migrate::message::{FromDestination, Prepare, VERSION};
+use crate::migrate::mode::Mode;
 use crate::migrate::preflight::{Finding, clock_skew, objection, qemu_versions};
 use crate::migrate::ram::RamReceiver;
 use crate::migrate::record::Role;
@@ -70,13 +72,16 @@ impl Owner {
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let here_ms = u64::try_from(clock.as_millis()).unwrap_or(0);
         self.findings.extend(clock_skew(prepare.clock_ms, here_ms));
-        self.findings.extend(room(&specification));
+        if prepare.mode != Mode::Cold {
+            self.findings.extend(room(&specification));
+        }
         let known = self.context.records.generation(&vm).map_err(|error| error.chain())?;
         let generation = Generation(known.0.max(prepare.generation).saturating_add(1));
         let pool = self.pool(prepare.pool.as_deref())?;
         let targets = targets(&pool, &specification, generation)?;
-        let mapping = self.mapping(&specification, targets.clone()).await?;
-        let request = match resolve(&specification, &mapping, generation.0, true) {
+        let mut mapping = self.mapping(&specification, targets.clone()).await?;
+        self.findings.extend(relax(prepare.mode, &specification, &mut mapping));
+        let request = match resolve(&specification, &mapping, generation.0, start_of(prepare.mode)) {
             Ok((request, found)) => {
                 self.findings.extend(found.into_iter().map(Finding::from));
                 Some(request)
@@ -98,6 +103,7 @@ impl Owner {
         let request = request.ok_or("the VM cannot be bound to this host")?;
         // From here on something is made: the record says so first.
         self.record.generation = generation.0;
+        self.record.mode = prepare.mode;
         if let Role::Destination { disks, .. } = &mut self.record.role {
             *disks = targets.values().map(|target| target.path.display().to_string()).collect();
         }
@@ -110,9 +116,17 @@ impl Owner {
                 make_disk(target, disk.size).await?;
             }
         }
-        let status = vmd.start(request).await.map_err(|error| chain(&error))?;
-        self.sockets = Some(Sockets::in_folder(&status.sockets));
-        self.receive_with(&prepare, &specification, &targets).await?;
+        if prepare.mode == Mode::Live {
+            let status = vmd.start(request).await.map_err(|error| chain(&error))?;
+            self.sockets = Some(Sockets::in_folder(&status.sockets));
+            self.receive_with(&prepare, &specification, &targets).await?;
+        } else {
+            if prepare.mode == Mode::Warm {
+                self.rehearse(&vmd, &request).await?;
+            }
+            self.open_images(&specification, &targets).await?;
+            self.request = Some(request);
+        }
         let key = pool.keys().and_then(|keys| keys.of_owner(&peer)).map_err(|error| error.chain())?;
         self.key_id = key.id().to_string();
         let folder = self.context.records.folder(self.migration).map_err(|error| error.chain())?;
@@ -235,11 +249,10 @@ impl Owner {
 
     /// A channel of the source: a disk's goes to QEMU's export, RAM's to its migration socket.
     pub(super) fn channel(&mut self, hello: ChannelHello, channel: Channel) {
-        let Some(sockets) = self.sockets.clone() else { return };
         let Channel { read, write } = channel;
         match hello.kind {
             ChannelKind::Ram => {
-                let Some(ram) = self.ram.clone() else { return };
+                let (Some(ram), Some(sockets)) = (self.ram.clone(), self.sockets.clone()) else { return };
                 self.carry("the memory's channels", async move {
                     let stream = tokio::net::UnixStream::connect(&sockets.incoming)
                         .await
@@ -253,10 +266,12 @@ impl Owner {
                     tracing::warn!(channel = hello.channel, "a channel of no disk");
                     return;
                 };
-                let (id, leaves, cpu) = (disk.id.clone(), Arc::clone(&disk.leaves), self.context.cpu.clone());
+                let (leaves, cpu) = (Arc::clone(&disk.leaves), self.context.cpu.clone());
+                let export = self.export_of(&disk.id);
                 self.carry("a disk's channel", async move {
                     let options = Options { contexts: Vec::new(), ..Options::default() };
-                    let export = Client::connect(&Address::Unix(sockets.nbd), &id, &options)
+                    let (socket, name) = export?;
+                    let export = Client::connect(&Address::Unix(socket), &name, &options)
                         .await
                         .map_err(|error| chain(&error))?;
                     disk::receive(read, write, Arc::new(export), leaves, cpu)

@@ -9,6 +9,7 @@ use session::cutover::{DestinationEvent, DestinationState};
 
 use super::{Owner, Sockets};
 use crate::migrate::message::{DiskRoot, FromDestination};
+use crate::migrate::mode::Mode;
 use crate::migrate::readback::root_of_export;
 use crate::migrate::record::{Role, now};
 use crate::migrate::source::chain;
@@ -45,9 +46,8 @@ impl Owner {
             let leaves = disk.leaves.clone();
             let root = self.context.cpu.run(move |_| leaves.root()).await.map_err(|error| error.chain())?;
             if readback {
-                let sockets = self.sockets.as_ref().ok_or("the VM is not there")?;
-                let read =
-                    root_of_export(&sockets.nbd, &disk.id, disk.leaves.key(), &self.context.cpu).await?;
+                let (socket, name) = self.export_of(&disk.id)?;
+                let read = root_of_export(&socket, &name, disk.leaves.key(), &self.context.cpu).await?;
                 if read != root {
                     return Err(format!("disk {} at the destination is not what was written", disk.id));
                 }
@@ -74,8 +74,13 @@ impl Owner {
             // The record still says that the guest did not run, and it did not.
             return DestinationEvent::StartRefused(error.chain());
         }
+        if self.record.mode == Mode::Cold {
+            return self.define_vm().await;
+        }
         let Some(qmp) = self.qmp.clone() else { return DestinationEvent::QemuDied };
         match qmp.cont().await {
+            // A guest that boots announces itself.
+            Ok(()) if self.record.mode == Mode::Warm => DestinationEvent::Started,
             Ok(()) => {
                 if let Err(error) = qmp.announce_self(&Announce::default()).await {
                     tracing::warn!(error = %chain(&error), "the guest's new place is not announced to the network");
@@ -92,6 +97,9 @@ impl Owner {
     }
 
     async fn make_ready(&mut self) -> Result<(), String> {
+        if self.record.mode != Mode::Live {
+            return self.make_copied_ready().await;
+        }
         let qmp = self.monitor().await?;
         self.close_exports(&qmp).await?;
         let info = qmp.query_migrate().await.map_err(|error| chain(&error))?;
@@ -104,28 +112,29 @@ impl Owner {
 
     /// Whether the guest is well, as far as the hypervisor knows.
     pub(super) async fn prove(&mut self) -> FromDestination {
+        if self.record.mode == Mode::Cold {
+            return self.prove_defined().await;
+        }
         let outcome = async {
             let qmp = self.monitor().await?;
             let status = qmp.query_status().await.map_err(|error| chain(&error))?;
             let info = qmp.query_migrate().await.map_err(|error| chain(&error))?;
-            let whole = info.status.is_none_or(|status| status.is_final());
-            let complaint = if !status.running || status.status != RunState::Running {
-                "the guest does not run"
-            } else if whole {
-                ""
-            } else {
-                "the guest's memory is not all there yet"
-            };
-            let complaint = complaint.to_owned();
-            Ok::<_, String>((status.status.as_str().to_owned(), complaint))
+            let runs = status.running && status.status == RunState::Running;
+            let pending = runs && info.status.is_some_and(|status| !status.is_final());
+            let complaint = if runs { String::new() } else { "the guest does not run".to_owned() };
+            Ok::<_, String>((status.status.as_str().to_owned(), complaint, pending))
         };
-        let (status, complaint) = outcome.await.unwrap_or_else(|why| ("unknown".to_owned(), why));
-        FromDestination::Proof { status, complaint }
+        let (status, complaint, pending) =
+            outcome.await.unwrap_or_else(|why| ("unknown".to_owned(), why, false));
+        FromDestination::Proof { status, complaint, pending }
     }
 
     /// Ends the guest's process and removes its disks. False when that failed: it is tried again at the next start.
     pub(super) async fn discard(&mut self) -> bool {
         self.qmp = None;
+        // What serves or writes the images goes before their files.
+        self.carriers.shutdown().await;
+        self.images.clear();
         match self.try_discard().await {
             Ok(()) => true,
             Err(why) => {
@@ -136,6 +145,8 @@ impl Owner {
     }
 
     async fn try_discard(&mut self) -> Result<(), String> {
+        // Before what they write to goes away.
+        self.carriers.shutdown().await;
         let vmd = VmdClient::connect(&self.context.vmd).await.map_err(|error| chain(&error))?;
         let known = vmd.list().await.map_err(|error| chain(&error))?;
         let generation = self.record.generation;
@@ -161,7 +172,11 @@ impl Owner {
             match self.guest_status().await {
                 Ok(Some(status)) => {
                     self.sockets = Some(Sockets::in_folder(&status.sockets));
-                    return matches!(status.state, VmState::Running { .. });
+                    return match status.state {
+                        VmState::Running { .. } => true,
+                        VmState::Stopped {} => self.record.mode == Mode::Cold,
+                        VmState::Exited { .. } => false,
+                    };
                 }
                 Ok(None) => return false,
                 Err(why) => {
@@ -201,7 +216,11 @@ impl Owner {
                 key_id: self.key_id.clone(),
                 generation: self.record.generation,
                 session: self.migration.to_string(),
-                mode: ReceiptMode::Live,
+                mode: match self.record.mode {
+                    Mode::Live => ReceiptMode::Live,
+                    Mode::Warm => ReceiptMode::Warm,
+                    Mode::Cold => ReceiptMode::Cold,
+                },
                 verified: if self.readback { Verified::Readback } else { Verified::Sink },
                 owner: self.record.peer.clone(),
                 receiver: self.context.signer.name().to_owned(),

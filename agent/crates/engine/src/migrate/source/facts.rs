@@ -43,6 +43,24 @@ fn arguments(pid: u32) -> Result<Vec<String>, String> {
     Ok(text.split_terminator('\0').map(str::to_owned).collect())
 }
 
+/// The socket of the channel to the guest's agent, if the VM has one.
+///
+/// # Errors
+/// For people: what could not be read.
+pub(super) fn guest_agent(pid: u32) -> Result<Option<PathBuf>, String> {
+    named_files(&arguments(pid)?).map(|named| named.guest_agent).map_err(|error| chain(&error))
+}
+
+/// The user that a process runs as.
+///
+/// # Errors
+/// For people: the process is gone.
+pub(super) fn user(pid: u32) -> Result<u32, String> {
+    use std::os::unix::fs::MetadataExt;
+    let path = format!("/proc/{pid}");
+    std::fs::metadata(&path).map(|data| data.uid()).map_err(|error| format!("look at {path}: {error}"))
+}
+
 /// Describes the VM that a process runs.
 ///
 /// # Errors

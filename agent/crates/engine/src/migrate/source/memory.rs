@@ -15,6 +15,7 @@ use wire::{ChannelHello, ChannelKind};
 
 use super::{Job, OnNoConverge, Options, Owner, StepResult, chain, mirror};
 use crate::migrate::message::FromSource;
+use crate::migrate::mode::Mode;
 use crate::migrate::ram::RamSender;
 use crate::migrate::report::{Prediction, Report};
 use crate::migrate::status::Live;
@@ -203,6 +204,7 @@ impl Owner {
             return;
         }
         let qmp = match (self.state(), &self.qmp) {
+            (SourceState::Mirroring, None) => return self.show_copied(),
             (SourceState::Mirroring | SourceState::PreCopy, Some(qmp)) => qmp.clone(),
             _ => return,
         };
@@ -347,6 +349,9 @@ impl Owner {
     pub(super) async fn permit(&mut self) -> StepResult {
         let generation = self.record.generation;
         self.tell(&FromSource::Permit { generation, roots: self.roots.clone() }).await?;
+        if self.record.mode != Mode::Live {
+            return Ok(None);
+        }
         let qmp = self.monitor().await?;
         let info = qmp.query_migrate().await.map_err(|error| chain(&error))?;
         // Told again after doubt: QEMU has sent its last part already.

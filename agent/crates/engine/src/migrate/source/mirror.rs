@@ -8,24 +8,22 @@ use bytes::Bytes;
 use hypervisor::nbd::server::{BlockSizes, Export, Handler, Zeroing, serve};
 use hypervisor::qmp::words::{CopyMode, JobStatus, OnError, SyncMode};
 use hypervisor::qmp::{EventKind, JobProgress, Mirror, NbdExport, NbdNode, NewNode, Qmp, SocketAddress};
-use reduce::{HashKey, Root};
+use reduce::Root;
 use session::cutover::SourceEvent;
 use tokio::net::UnixListener;
-use volume::{ByteLen, ByteOffset, ByteRange, Generation, Kind, Op, VolumeError, ZeroMode};
-use wire::{ChannelHello, ChannelKind};
+use volume::{ByteOffset, ByteRange, Kind, Op, VolumeError, ZeroMode};
 
+use super::copy::FIRST_CHANNEL;
 use super::{DiskRun, Owner, Signal, StepResult, chain};
 use crate::migrate::disk::MirrorTarget;
-use crate::migrate::leaves::LiveLeaves;
 use crate::migrate::message::{DiskRoot, FromSource};
+use crate::migrate::mode::Mode;
 use crate::migrate::readback::root_of_export;
 
 /// What our jobs and nodes in QEMU are called, so that a later process finds and removes them.
 const PREFIX: &str = "novaferry-";
 /// Unit of the mirror: whole chunks, so that every write names its leaves.
 const GRANULARITY: u32 = 64 << 10;
-/// Disks' channels are numbered from here; RAM's from 1.
-const FIRST_CHANNEL: u16 = 256;
 /// How long a ready mirror may take to hand over what is left while the guest is paused.
 const DRAIN: Duration = Duration::from_secs(30);
 
@@ -88,22 +86,10 @@ impl Owner {
 
     pub(super) async fn start_mirror(&mut self) -> StepResult {
         let qmp = self.monitor().await?;
-        let tunnel = self.tunnel.clone().ok_or("there is no connection to the destination")?;
         let derived = self.derived.clone().ok_or("the VM was not described")?;
-        let key = self.key.ok_or("the destination gave no key")?;
-        let generation = Generation(self.record.generation);
-        let folder = self.context.records.folder(self.job.migration).map_err(|error| error.chain())?;
         let writable = derived.disks.iter().filter(|disk| !disk.read_only);
         for (channel, disk) in (FIRST_CHANNEL..).zip(writable) {
-            let hello =
-                ChannelHello { migration: self.job.migration, generation, channel, kind: ChannelKind::Disk };
-            let opened = tunnel.open_channel(hello).await.map_err(|error| error.chain())?;
-            let leaves = LiveLeaves::new(folder.path(), ByteLen(disk.size), HashKey::from_bytes(key))
-                .map_err(|error| error.chain())?;
-            let (target, work) =
-                MirrorTarget::start(opened.read, opened.write, Arc::new(leaves), self.context.cpu.clone());
-            self.carry("a disk's channel", async move { work.await.map_err(|error| error.chain()) });
-            self.keep_leaves_fresh(&target);
+            let target = self.open_target(channel, disk.size).await?;
             let socket = self.socket(&disk.id);
             let listener = listen(&socket)?;
             let export = Export {
@@ -151,7 +137,7 @@ impl Owner {
     }
 
     /// Makes Merkle nodes again as they become stale, so that few are left for the pause.
-    fn keep_leaves_fresh(&mut self, target: &Arc<MirrorTarget>) {
+    pub(super) fn keep_leaves_fresh(&mut self, target: &Arc<MirrorTarget>) {
         const PAUSE: Duration = Duration::from_millis(100);
         let (leaves, cpu) = (Arc::clone(target.leaves()), self.context.cpu.clone());
         self.carriers.spawn(async move {
@@ -172,6 +158,13 @@ impl Owner {
 
     /// Ends the mirrors, makes what they wrote durable, and sends the roots.
     pub(super) async fn compare_roots(&mut self) -> StepResult {
+        if self.record.mode != Mode::Live {
+            if self.job.options.readback {
+                self.read_back_copied().await?;
+            }
+            self.check_unchanged(Path::to_owned)?;
+            return self.send_roots(None).await;
+        }
         let qmp = self.monitor().await?;
         let mut events = qmp.subscribe();
         for disk in &self.disks {
@@ -201,18 +194,25 @@ impl Owner {
         tokio::time::timeout(DRAIN, drained)
             .await
             .map_err(|_late| "the mirror did not hand over what was left in time".to_owned())??;
-        let mut roots = Vec::with_capacity(self.disks.len());
         for disk in &self.disks {
             // QEMU flushes a node that it lets go of; what it left out we do.
             qmp.blockdev_del(&target_name(&disk.node)).await.map_err(|error| chain(&error))?;
+        }
+        self.send_roots(Some(&qmp)).await
+    }
+
+    /// Makes durable what was copied, and sends the roots. With `qmp`, a read-back asks QEMU for the disks.
+    pub(super) async fn send_roots(&mut self, qmp: Option<&Qmp>) -> StepResult {
+        let mut roots = Vec::with_capacity(self.disks.len());
+        for disk in &self.disks {
             if disk.target.flush().await != 0 {
                 return Err(format!("disk {} could not be flushed at the destination", disk.id));
             }
             disk.target.end().await;
             let leaves = Arc::clone(disk.target.leaves());
             let root = self.context.cpu.run(move |_| leaves.root()).await.map_err(|error| error.chain())?;
-            if self.job.options.readback {
-                let read = self.read_back(&qmp, disk).await?;
+            if let Some(qmp) = qmp.filter(|_| self.job.options.readback) {
+                let read = self.read_back(qmp, disk).await?;
                 if read != root {
                     return Err(format!("disk {} here is not what was mirrored", disk.id));
                 }

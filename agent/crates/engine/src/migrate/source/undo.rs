@@ -11,21 +11,32 @@ use hypervisor::vmd::VmdClient;
 use session::cutover::SourceEvent;
 use tokio::time::Instant;
 
+use super::warm::fleece;
 use super::{Owner, StepResult, chain, mirror};
 use crate::migrate::message::FromSource;
+use crate::migrate::mode::Mode;
 use crate::migrate::record::Role;
 
 /// How long QEMU may take to end a migration or a job.
 const PATIENCE: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(20);
+/// Pause between attempts to let the guest run again.
+const TRY_AGAIN: Duration = Duration::from_secs(2);
 
 impl Owner {
     /// Makes it durable that this host may not run the VM.
     pub(super) async fn make_fence(&mut self) -> StepResult {
         let vmd = VmdClient::connect(&self.context.vmd).await.map_err(|error| chain(&error))?;
-        vmd.fence(&self.job.vm, self.record.generation, self.fenced_files())
+        let fence = vmd
+            .fence(&self.job.vm, self.record.generation, self.fenced_files())
             .await
             .map_err(|error| format!("the fence cannot be made: {}", chain(&error)))?;
+        // What was started in the last instant is seen now: after the fence nothing is.
+        let renamed = fence.renamed;
+        self.check_unchanged(|path| {
+            let new = renamed.iter().find(|(from, _)| from == path);
+            new.map_or_else(|| path.to_owned(), |(_, to)| to.clone())
+        })?;
         Ok(Some(SourceEvent::FenceDurable))
     }
 
@@ -37,14 +48,26 @@ impl Owner {
         config.chain(disks).filter(|path| path.is_file()).collect()
     }
 
-    /// Undoes everything here and lets the guest run.
-    pub(super) async fn resume(&mut self) -> SourceEvent {
-        match self.try_resume().await {
-            Ok(()) => SourceEvent::Resumed,
-            Err(why) => {
-                tracing::error!(migration = %self.job.migration, %why, "the guest cannot be resumed at the source");
-                self.record.report.note = Some(why);
-                SourceEvent::QemuDied
+    /// Undoes everything here and lets the guest run. While its process lives this is tried again, because a guest
+    /// that stays paused is lost to its users: vmd may be starting only now, or QEMU be busy. None when this process is
+    /// to end before it succeeded; the next one goes on.
+    pub(super) async fn resume(&mut self) -> Option<SourceEvent> {
+        loop {
+            let Err(why) = self.try_resume().await else { return Some(SourceEvent::Resumed) };
+            let lives = self
+                .job
+                .process
+                .is_some_and(|process| process.activity().is_ok_and(|activity| activity != Activity::Dead));
+            if !lives {
+                tracing::debug!(migration = %self.job.migration, %why, "there is no guest to be resumed");
+                return Some(SourceEvent::QemuDied);
+            }
+            tracing::error!(migration = %self.job.migration, %why, "the guest cannot be resumed at the source");
+            self.record.report.note = Some(why);
+            self.publish(None);
+            tokio::select! {
+                () = tokio::time::sleep(TRY_AGAIN) => {}
+                () = self.context.stop.cancelled() => return None,
             }
         }
     }
@@ -59,9 +82,20 @@ impl Owner {
             let vmd = VmdClient::connect(&self.context.vmd).await.map_err(|error| chain(&error))?;
             vmd.unfence(&self.job.vm, self.record.generation).await.map_err(|error| chain(&error))?;
         }
+        self.end_copying().await;
+        if self.record.mode == Mode::Cold {
+            self.carriers.shutdown().await;
+            self.disks.clear();
+            return Ok(());
+        }
         let qmp = self.monitor().await?;
-        cancel_migration(&qmp).await?;
+        fleece::end_exports(&qmp).await?;
+        // The mirrors first: the destination gives up when the memory's stream ends, and their targets with it.
         remove_mirrors(&qmp).await?;
+        cancel_migration(&qmp).await?;
+        if self.record.mode == Mode::Warm {
+            self.remove_rounds(&qmp).await?;
+        }
         self.carriers.shutdown().await;
         self.disks.clear();
         self.ram = None;
@@ -72,6 +106,9 @@ impl Owner {
         let was_paused = status.status == RunState::Paused && was_paused;
         if !status.running && ours && !was_paused {
             qmp.cont().await.map_err(|error| chain(&error))?;
+        }
+        if self.record.mode == Mode::Warm {
+            self.thaw().await;
         }
         Ok(())
     }
@@ -88,7 +125,8 @@ impl Owner {
         };
         let gone =
             self.job.process.is_some_and(|process| process.activity().is_ok_and(|a| a == Activity::Dead));
-        if !came_back && !gone {
+        self.end_copying().await;
+        if !came_back && !gone && self.record.mode != Mode::Cold {
             match self.monitor().await {
                 Ok(qmp) => {
                     if let Err(error) = qmp.quit().await {
@@ -146,7 +184,7 @@ async fn cancel_migration(qmp: &Qmp) -> Result<(), String> {
     Err("QEMU does not end its migration".to_owned())
 }
 
-async fn remove_mirrors(qmp: &Qmp) -> Result<(), String> {
+pub(super) async fn remove_mirrors(qmp: &Qmp) -> Result<(), String> {
     let failed = |error| chain(&error);
     let since = Instant::now();
     loop {

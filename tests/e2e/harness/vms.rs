@@ -1,0 +1,190 @@
+//! A host that runs VMs: an agent, vmd, and NovaCron's folder.
+
+use std::cell::RefCell;
+use std::fmt::Write as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use guest::{Layout, Linux, Serial};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::host::{Daemon, Host, POOL};
+use super::process::{Finished, Process};
+use super::{Harness, agent_command, until};
+
+const VMD: &str = env!("CARGO_BIN_EXE_novaferry-vmd");
+
+/// A host with its folder of VMs. QEMUs that vmd started end with it.
+pub(crate) struct VmHost<'a> {
+    harness: &'a Harness,
+    host: Host<'a>,
+    folder: PathBuf,
+    agent: RefCell<Option<Daemon>>,
+    vmd: RefCell<Option<Process>>,
+}
+
+impl<'a> VmHost<'a> {
+    /// A host that takes VMs of host-a and host-b, with the guest's kernel in its boot folder.
+    pub(crate) fn new(harness: &'a Harness, name: &str, linux: Option<&Linux>) -> Self {
+        // Sockets' paths are short by law, and the build's folder may be deep.
+        let folder = harness.path(name);
+        let (vms, boot) = (folder.join("vms"), folder.join("boot"));
+        for made in [&vms, &boot] {
+            std::fs::create_dir_all(made).unwrap();
+        }
+        if let Some(linux) = linux {
+            for file in [&linux.kernel, &linux.initramfs] {
+                std::fs::copy(file, boot.join(file.file_name().unwrap())).unwrap();
+            }
+        }
+        let mut text = String::new();
+        writeln!(text, "[vms]\nfolder = {vms:?}\nvmd = {:?}\nruntime = {folder:?}", folder.join("vmd.sock"))
+            .unwrap();
+        writeln!(text, "[migrate_in]\nallow = [\"host-a\", \"host-b\"]\npool = \"{POOL}\"\nboot = {boot:?}")
+            .unwrap();
+        let host = harness.host(name).with_config(&text).with_pushers(&["host-a", "host-b"]);
+        Self { harness, host, folder, agent: RefCell::default(), vmd: RefCell::default() }
+    }
+
+    /// Starts vmd and the agent.
+    pub(crate) fn start(&self) {
+        self.start_vmd();
+        self.start_agent();
+    }
+
+    pub(crate) fn start_agent(&self) {
+        *self.agent.borrow_mut() = Some(self.host.start());
+    }
+
+    pub(crate) fn start_vmd(&self) {
+        let mut command = Command::new(VMD);
+        command.arg("serve").arg("--socket").arg(self.folder.join("vmd.sock"));
+        command.arg("--state").arg(self.folder.join("vmd-state")).arg("--vms").arg(self.vms());
+        command.arg("--disk-folder").arg(self.host.pool()).arg("--boot").arg(self.folder.join("boot"));
+        let process = self.harness.start("vmd", command);
+        until("vmd's socket", || UnixStream::connect(self.folder.join("vmd.sock")).ok());
+        *self.vmd.borrow_mut() = Some(process);
+    }
+
+    /// Kills the agent; its log is kept.
+    pub(crate) fn kill_agent(&self) -> Finished {
+        self.agent.borrow_mut().take().unwrap().kill()
+    }
+
+    pub(crate) fn kill_vmd(&self) -> Finished {
+        self.vmd.borrow_mut().take().unwrap().kill()
+    }
+
+    pub(crate) fn signal_agent(&self, signal: Signal) {
+        self.agent.borrow().as_ref().unwrap().process().signal(signal);
+    }
+
+    /// Disks of VMs in the pool here.
+    pub(crate) fn disk_paths(&self) -> Vec<PathBuf> {
+        let Ok(vms) = std::fs::read_dir(self.host.pool().join(".vms")) else { return Vec::new() };
+        vms.flatten()
+            .flat_map(|vm| std::fs::read_dir(vm.path()).unwrap().flatten())
+            .map(|disk| disk.path())
+            .collect()
+    }
+
+    /// NovaCron's folder.
+    pub(crate) fn vms(&self) -> PathBuf {
+        self.folder.join("vms")
+    }
+
+    /// Where a VM's files are.
+    pub(crate) fn layout(&self, vm: &str) -> Layout {
+        Layout::new(&self.vms(), vm)
+    }
+
+    /// Where a VM goes when it is moved here.
+    pub(crate) fn url(&self) -> String {
+        format!("novaferry://{}", self.host.address())
+    }
+
+    /// What a VM that vmd runs here writes to its serial port.
+    pub(crate) fn serial(&self, vm: &str) -> Serial {
+        Serial::follow(self.layout(vm).folder().join("run/serial0.log")).unwrap()
+    }
+
+    /// Removes what an earlier visit of a VM wrote there.
+    pub(crate) fn forget_serial(&self, vm: &str) {
+        // It need not be there.
+        drop(std::fs::remove_file(self.layout(vm).folder().join("run/serial0.log")));
+    }
+
+    /// A command of the agent's that talks to the daemon here.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = agent_command();
+        command.args(arguments).arg("--socket").arg(self.host.socket()).args(["--output", "json"]);
+        command
+    }
+
+    /// Runs such a command to its end.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Finished {
+        self.harness.run("command", self.command(arguments))
+    }
+
+    /// Starts to move a VM to another host; the command follows it.
+    pub(crate) fn migrate(&self, vm: &str, to: &VmHost<'_>, more: &[&str]) -> Process {
+        let url = to.url();
+        let mut arguments = vec!["migrate", vm, "--to", &url];
+        arguments.extend_from_slice(more);
+        self.harness.start("migrate", self.command(&arguments))
+    }
+
+    /// The newest migration that this host knows.
+    pub(crate) fn migration(&self) -> Option<Value> {
+        let listed = self.run(&["migration", "list"]);
+        let text = listed.stdout.join("\n");
+        let answer: Value = serde_json::from_str(&text).ok()?;
+        answer["migrations"].as_array()?.first().cloned()
+    }
+
+    /// The state of the newest migration here.
+    pub(crate) fn state(&self) -> String {
+        let migration = self.migration().unwrap_or(Value::Null);
+        migration["state"].as_str().unwrap_or("none").to_owned()
+    }
+
+    /// Waits until the newest migration here is in one of these states.
+    #[track_caller]
+    pub(crate) fn await_state(&self, states: &[&str]) -> String {
+        until(&format!("one of {states:?} at {}", self.folder.display()), || {
+            let state = self.state();
+            states.contains(&state.as_str()).then_some(state)
+        })
+    }
+
+    /// The process of a VM that runs here, started by whomever.
+    pub(crate) fn guest_process(&self, vm: &str) -> Option<u32> {
+        let pid: u32 = std::fs::read_to_string(self.layout(vm).pid_file()).ok()?.trim().parse().ok()?;
+        is_qemu_of(pid, self.layout(vm).folder()).then_some(pid)
+    }
+}
+
+fn is_qemu_of(pid: u32, folder: &Path) -> bool {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let folder = folder.to_str().unwrap().as_bytes();
+    line.windows(folder.len()).any(|part| part == folder)
+}
+
+impl Drop for VmHost<'_> {
+    fn drop(&mut self) {
+        drop(self.agent.borrow_mut().take());
+        drop(self.vmd.borrow_mut().take());
+        let Ok(folders) = std::fs::read_dir(self.vms()) else { return };
+        for entry in folders.flatten() {
+            let name = entry.file_name();
+            let pid = self.guest_process(name.to_str().unwrap_or_default());
+            if let Some(pid) = pid.and_then(|pid| Pid::from_raw(pid.try_into().ok()?))
+                && let Err(error) = kill_process(pid, Signal::KILL)
+            {
+                println!("a guest ended by itself: {error}");
+            }
+        }
+    }
+}
