@@ -12,6 +12,7 @@
 mod case;
 mod certificates;
 mod ferry;
+mod interrupted;
 mod native;
 mod outcome;
 mod relay;
@@ -80,6 +81,10 @@ pub(crate) fn run(live: &Live<'_>, report: Report) -> Result<()> {
         .enable_all()
         .build()
         .context("start a runtime")?;
+    {
+        let _inside = runtime.enter();
+        interrupted::watch(folder, *keep)?;
+    }
     for repeat in 1..=*repeat {
         // Sockets' paths are short by law.
         let place = folder.join(repeat.to_string());

@@ -58,16 +58,16 @@ impl LiveCase {
 
     /// The plan; with `memory` bytes the guest is of that size, and what it keeps in memory in proportion.
     pub(super) fn plan(self, memory: Option<u64>, seed: u64) -> Result<Plan> {
-        // What moves most of facts/qemu.md, 3: a third random, the rest duplicate, text, and rewritten all the time.
+        // A busy server: a part random, the rest duplicate, text, and rewritten all the time.
         let options = Options {
             constant: 64,
             duplicate: 32,
             hot: 32,
             rate: 100,
             disk: 32,
-            // Often, so that a pause shows soon.
-            heartbeat: 20,
-            disk_writes: 2,
+            // Often, so that a pause shows soon; with as many disk writes a second as the guest makes unless told.
+            heartbeat: 50,
+            disk_writes: 4,
             ..Options::default()
         };
         let plain = Plan {

@@ -29,7 +29,8 @@ pub(super) fn make(folder: &Path) -> Result<()> {
         let mut parameters =
             CertificateParams::new([name.to_owned()]).context("name the owner of a certificate")?;
         parameters.distinguished_name.push(DnType::CommonName, name);
-        parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        // QEMU wants key encipherment, too, though TLS 1.3 has no use for it (`qcrypto_tls_creds_check_cert_key_usage`).
+        parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         parameters.extended_key_usages = vec![usage];
         let key = KeyPair::generate().context("make a key")?;
         let certificate = parameters.signed_by(&key, &issuer).context("sign a certificate")?;
