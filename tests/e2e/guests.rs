@@ -69,6 +69,7 @@ impl<'a> World<'a> {
     fn nothing_is_left_at_the_destination(&self) {
         self.destination.await_state(&["discarded"]);
         assert_eq!(self.destination.guest_process(VM), None, "a QEMU waits at the destination");
+        assert!(!self.destination.layout(VM).config().exists(), "NovaCron there could start it");
         assert_eq!(self.destination.disk_paths(), Vec::<std::path::PathBuf>::new());
     }
 }

@@ -63,6 +63,10 @@ impl<'a> VmHost<'a> {
         command.arg("serve").arg("--socket").arg(self.folder.join("vmd.sock"));
         command.arg("--state").arg(self.folder.join("vmd-state")).arg("--vms").arg(self.vms());
         command.arg("--disk-folder").arg(self.host.pool()).arg("--boot").arg(self.folder.join("boot"));
+        // Another QEMU than the system's; the guest that a test starts takes the first in PATH.
+        if let Some(qemu) = std::env::var_os("NOVAFERRY_QEMU") {
+            command.arg("--qemu").arg(qemu);
+        }
         let process = self.harness.start("vmd", command);
         until("vmd's socket", || UnixStream::connect(self.folder.join("vmd.sock")).ok());
         *self.vmd.borrow_mut() = Some(process);

@@ -25,7 +25,7 @@ use hypervisor::inventory::{Activity, Process};
 use hypervisor::qmp::words::{JobStatus, MigrationStatus};
 use hypervisor::qmp::{EventKind, Qmp};
 use hypervisor::specification::Derived;
-use session::cutover::{Choice, Source, SourceAction, SourceEvent, SourceState};
+use session::cutover::{Choice, Source, SourceAction, SourceEvent, SourceState, Verdict};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -482,7 +482,16 @@ impl Owner {
                 self.record.report.note = Some(reason);
                 self.apply(SourceEvent::NotRun, todo);
             }
-            FromDestination::Verdict { verdict } => self.apply(SourceEvent::Verdict(verdict), todo),
+            FromDestination::Verdict { verdict } => {
+                if verdict == Verdict::Unknown {
+                    let why = "the destination's records of this migration are lost; find out whether the guest runs \
+                               there, then use `migration resolve`";
+                    tracing::warn!(migration = %self.job.migration, why, "doubt cannot be ended by asking");
+                    self.record.report.note = Some(why.to_owned());
+                    self.publish(None);
+                }
+                self.apply(SourceEvent::Verdict(verdict), todo);
+            }
             FromDestination::Proof { pending: true, .. } => {}
             FromDestination::Proof { status, complaint, .. } if complaint.is_empty() => {
                 tracing::info!(migration = %self.job.migration, %status, "the guest proved itself");

@@ -1,5 +1,6 @@
 //! Comparing, running, proving, and throwing away.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use hypervisor::qmp::words::{MigrationStatus, RunState};
@@ -17,6 +18,16 @@ use crate::receipt::{Body, Receipt, ReceiptMode, Verified};
 
 /// Pause between questions to a vmd that does not answer.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
+
+/// Removes a file; it need not be there.
+fn remove(path: &Path) -> Result<(), String> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(format!("remove {}: {error}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
 
 /// Waits until a QEMU in post-copy has loaded the devices and stands before the first instruction.
 async fn await_devices(qmp: &Qmp) -> Result<(), String> {
@@ -150,20 +161,17 @@ impl Owner {
         let vmd = VmdClient::connect(&self.context.vmd).await.map_err(|error| chain(&error))?;
         let known = vmd.list().await.map_err(|error| chain(&error))?;
         let generation = self.record.generation;
-        if known.iter().any(|status| status.vm == self.record.vm && status.generation == generation) {
+        let ours = |status: &&VmStatus| status.vm == self.record.vm && status.generation == generation;
+        if let Some(status) = known.iter().find(ours) {
             vmd.stop(&self.record.vm, true).await.map_err(|error| chain(&error))?;
             vmd.forget(&self.record.vm).await.map_err(|error| chain(&error))?;
-        }
-        let Role::Destination { disks, .. } = &self.record.role else { return Ok(()) };
-        for disk in disks {
-            match std::fs::remove_file(disk) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(format!("remove {disk}: {error}"));
-                }
-                _ => {}
+            // Whoever finds a configuration there would start a VM that never was this host's.
+            for name in ["config.json", "qemu.pid"] {
+                remove(&status.folder.join(name))?;
             }
         }
-        Ok(())
+        let Role::Destination { disks, .. } = &self.record.role else { return Ok(()) };
+        disks.iter().try_for_each(|disk| remove(disk.as_ref()))
     }
 
     /// After a restart: whether the guest's process is there. Asks until vmd answers.

@@ -10,6 +10,7 @@ use hypervisor::qmp::{MigrationParameters, Qmp};
 use hypervisor::vmd::VmdClient;
 use session::cutover::SourceEvent;
 use tokio::time::Instant;
+use volume::Generation;
 
 use super::warm::fleece;
 use super::{Owner, StepResult, chain, mirror};
@@ -26,6 +27,8 @@ const TRY_AGAIN: Duration = Duration::from_secs(2);
 impl Owner {
     /// Makes it durable that this host may not run the VM.
     pub(super) async fn make_fence(&mut self) -> StepResult {
+        let generation = Generation(self.record.generation);
+        self.context.records.raise_generation(&self.job.vm, generation).map_err(|error| error.chain())?;
         let vmd = VmdClient::connect(&self.context.vmd).await.map_err(|error| chain(&error))?;
         let fence = vmd
             .fence(&self.job.vm, self.record.generation, self.fenced_files())
