@@ -8,7 +8,7 @@ use super::{VM, World, needs, proves_itself};
 use crate::harness::Harness;
 
 /// The guest may be paused for so long that much is left for the pause, over a link on which that takes a while.
-const LONG_PAUSE: [&str; 6] = ["--limit", "4MB/s", "--max-downtime", "12s", "--multifd", "1"];
+const LONG_PAUSE: [&str; 6] = ["--limit", "4MB/s", "--max-downtime", "60s", "--multifd", "1"];
 
 /// A world in which the guest is paused at the source and its permit has left.
 macro_rules! permitted_world {

@@ -12,8 +12,9 @@ pub struct InFlight {
     changed: Notify,
 }
 
-/// Least limit: two packets of 512 KiB on each of two channels, so that one is packed while another travels.
-pub const MIN_LIMIT: u64 = 2 << 20;
+/// Least limit: four packets of 512 KiB on each of two channels. With two, packing, travelling and unpacking waited for
+/// each other on a busy host, and a gigabit link was a third full.
+pub const MIN_LIMIT: u64 = 4 << 20;
 /// Most: what both ends may hold in memory.
 pub const MAX_LIMIT: u64 = 64 << 20;
 

@@ -41,7 +41,11 @@ pub(in super::super) struct Rates {
     last: Option<(Instant, u64)>,
     /// Bytes that the destination's QEMU takes, a second, smoothed.
     pub(super) taken: u64,
+    /// The best of late: each look takes a little off.
+    best: u64,
     since: Option<Instant>,
+    /// The pause that QEMU was told, milliseconds.
+    allowed: u64,
     /// The bandwidth that QEMU was told.
     told: u64,
     /// When a proof was asked for.
@@ -60,6 +64,7 @@ impl Rates {
             // Idle instants say nothing about the link.
             if rate > 0 {
                 self.taken = if self.taken == 0 { rate } else { (self.taken * 3 + rate) / 4 };
+                self.best = rate.max(self.best - self.best / 32);
             }
         }
         self.last = Some((now, taken));
@@ -131,7 +136,20 @@ pub(in super::super) fn capabilities(multifd: u8, postcopy: bool) -> Vec<Capabil
     ]
 }
 
+/// How often the allowed pause is halved, after so many passes over the memory and so much of the time.
+fn patience(rounds: u64, elapsed: Duration, timeout: Duration) -> u32 {
+    const MOST: u32 = 3;
+    /// Passes at the smallest pause; then it doubles with each.
+    const FREE_ROUNDS: u64 = 5;
+    let by_rounds = u32::try_from(rounds.saturating_sub(FREE_ROUNDS)).unwrap_or(u32::MAX);
+    let quarters = elapsed.as_millis().saturating_mul(4) / timeout.as_millis().max(1);
+    let by_time = u32::try_from(quarters).unwrap_or(u32::MAX);
+    MOST.saturating_sub(by_rounds.max(by_time))
+}
+
 impl Owner {
+    /// What QEMU is allowed of the pause. It begins with an eighth: a guest that converges well is paused for no longer
+    /// than it must be, and only one that does not gets all that was allowed.
     fn downtime_limit(&self) -> u64 {
         let round_trip = self.tunnel.as_ref().and_then(|tunnel| tunnel.stats().rtt).unwrap_or_default();
         let left = self
@@ -140,7 +158,9 @@ impl Owner {
             .max_downtime
             .saturating_sub(round_trip * ROUND_TRIPS + OVERHEAD)
             .max(MIN_DOWNTIME_LIMIT);
-        u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
+        let elapsed = self.rates.since.map_or(Duration::ZERO, |since| since.elapsed());
+        let shift = patience(self.record.report.rounds, elapsed, self.job.options.timeout);
+        u64::try_from((left / (1 << shift)).max(MIN_DOWNTIME_LIMIT).as_millis()).unwrap_or(u64::MAX)
     }
 
     pub(super) async fn start_ram(&mut self) -> StepResult {
@@ -273,16 +293,18 @@ impl Owner {
             return;
         }
         let budget = u64::try_from(self.job.options.max_downtime.as_millis()).unwrap_or(u64::MAX);
-        ram.flight.set_limit(rate.saturating_mul(budget) / 1000 / FLIGHT_SHARE);
+        // By the best that was seen lately: what the limit itself holds up must not make it smaller.
+        ram.flight.set_limit(self.rates.best.saturating_mul(budget) / 1000 / FLIGHT_SHARE);
         // QEMU 8.2 and later can be told; an older one goes by what its sockets take, which the flight's limit keeps
         // honest.
         let knows = (qmp.version().major, qmp.version().minor) >= (8, 2);
-        let changed = rate.abs_diff(self.rates.told) * 4 > self.rates.told;
-        if knows && changed {
-            self.rates.told = rate;
+        let faster = rate.abs_diff(self.rates.told) * 4 > self.rates.told;
+        let allowed = self.downtime_limit();
+        if (knows && faster) || allowed != self.rates.allowed {
+            (self.rates.told, self.rates.allowed) = (rate, allowed);
             let parameters = MigrationParameters {
-                avail_switchover_bandwidth: Some(rate),
-                downtime_limit: Some(self.downtime_limit()),
+                avail_switchover_bandwidth: knows.then_some(rate),
+                downtime_limit: Some(allowed),
                 ..MigrationParameters::default()
             };
             if let Err(error) = qmp.migrate_set_parameters(&parameters).await {
@@ -359,5 +381,20 @@ impl Owner {
             qmp.migrate_continue(&MigrationStatus::PreSwitchover).await.map_err(|error| chain(&error))?;
         }
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::patience;
+
+    #[test]
+    fn the_pause_grows_with_passes_or_with_time() {
+        let minute = Duration::from_secs(60);
+        let after = |rounds, seconds| patience(rounds, Duration::from_secs(seconds), minute);
+        assert_eq!([after(0, 0), after(5, 1), after(6, 1), after(7, 1), after(9, 1)], [3, 3, 2, 1, 0]);
+        assert_eq!([after(1, 14), after(1, 16), after(1, 31), after(1, 46), after(99, 600)], [3, 2, 1, 0, 0]);
     }
 }
