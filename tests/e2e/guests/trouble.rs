@@ -72,8 +72,7 @@ fn the_destination_agent_dies_and_the_guest_goes_on() {
     assert_eq!(moving.finish().status.code(), Some(1));
     assert_eq!(world.source.state(), "rolled-back");
     world.goes_on_at_the_source();
-    // Its QEMU outlives it, and is thrown away when the agent is back.
-    assert!(world.destination.guest_process(VM).is_some());
+    // Its QEMU may outlive it, or end with its streams; what is there is thrown away when the agent is back.
     world.destination.start_agent();
     world.nothing_is_left_at_the_destination();
 }
