@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 
 use novaferry_guest::disk::{Format, Left, check};
 use novaferry_guest::init::{CORRUPT, POWER_OFF};
+use novaferry_guest::serial::Chunk;
 use novaferry_guest::timeline::{Broken, DiskAtStart};
 use novaferry_guest::{Linux, Machine, Options, Settings, Timeline, Vm};
 use serde_json::json;
@@ -57,7 +58,9 @@ fn linux_finds_a_disk_that_was_tampered_with() {
     let image = File::options().write(true).open(vm.disk()).unwrap();
     image.write_all_at(&vec![0; 60 << 10], 4 << 10).unwrap();
     vm.serial().wait_for_text(&format!("{CORRUPT} disk slot "), HANG).unwrap();
-    assert!(matches!(Timeline::join(&[vm.serial()]).check(1), Err(Broken::Corrupt(_))));
+    // The line may not be whole yet.
+    let complains = |chunks: &[Chunk]| matches!(Timeline::of(&[chunks]).check(1), Err(Broken::Corrupt(_)));
+    vm.serial().wait("a whole complaint", HANG, complains).unwrap();
     vm.serial().wait_for_text("BAD", HANG).unwrap();
     vm.kill().unwrap();
 
