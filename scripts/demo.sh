@@ -70,8 +70,10 @@ echo "$(wc -l <"$work/list") files, $(du -sh "$work/files" | cut -f1), from /usr
 rm -rf "$work/files"
 
 # Where the test guest is, once scripts/make-test-guest.sh made it.
-guest=${NOVAFERRY_GUEST:-/var/tmp/novaferry-guest-$UID}
-boot=$guest/current
+guest=${NOVAFERRY_GUEST:-/var/tmp/novaferry-guest-$UID}/current
+# Its copy, where the users of VMs can read it.
+boot=$work/boot
+mkdir -p "$boot"
 
 say "Two hosts: certificates, pools, agents"
 "$agent" pki init "$work/ca" >/dev/null
@@ -192,8 +194,8 @@ row "copy back" "$work/third.json"
 # live_parts: what the live part lacks.
 live_parts() {
     command -v qemu-system-x86_64 >/dev/null || echo "QEMU (qemu-system-x86)"
-    command -v lz4 >/dev/null || [ -e "$boot/vmlinux" ] || echo "lz4"
-    command -v cpio >/dev/null || [ -e "$boot/initramfs" ] || echo "cpio"
+    command -v lz4 >/dev/null || [ -e "$guest/vmlinux" ] || echo "lz4"
+    command -v cpio >/dev/null || [ -e "$guest/initramfs" ] || echo "cpio"
 }
 live=
 say "A guest for the live move"
@@ -210,6 +212,7 @@ elif ! scripts/make-test-guest.sh 2>"$work/guest.log"; then
     echo "left out: the guest's kernel could not be made"
 else
     live=yes
+    cp -L "$guest/vmlinux" "$guest/initramfs" "$boot"
     echo "$(qemu-system-x86_64 --version | head -n 1); a Linux kernel with one program that checks its memory and its disk"
 fi
 
@@ -221,7 +224,11 @@ move() {
         "$(field "$work/move.json" downtime_ms)" "$(mb "$(field "$work/move.json" ram_plain)")" \
         "$(mb "$(field "$work/move.json" ram_wire)")" "$(field "$work/move.json" total_ms) ms")")
 }
-beats() { grep -c '^HB ' "$1" 2>/dev/null || true; }
+beats() { # a file that is not there yet has none
+    local count
+    count=$(grep -c '^HB ' "$1" 2>/dev/null) || true
+    echo "${count:-0}"
+}
 await_beats() { # await_beats FILE COUNT
     for _ in $(seq 600); do
         [ "$(beats "$1")" -ge "$2" ] && return
@@ -259,9 +266,11 @@ if [ -n "$live" ]; then
     there=$work/host-b/vms/guest/run/serial0.log
     await_beats "$there" 15
     echo "it runs on host-b:        $(grep '^HB ' "$there" | tail -n 1 | tr -d '\r')"
-    cp "$there" "$work/serial-b.log"
+    # What belongs to a VM goes with it: its console on host-b is copied while it is there.
+    tail -c +1 -f "$there" >"$work/serial-b.log" 2>/dev/null &
+    pids+=("$!")
+    disown "$!"
     move host-b host-a "$address_a"
-    cat "$there" >"$work/serial-b.log"
     back=$work/host-a/vms/guest/run/serial0.log
     await_beats "$back" 15
     echo "and on host-a again:      $(grep '^HB ' "$back" | tail -n 1 | tr -d '\r')"
