@@ -137,7 +137,11 @@ pub(super) enum Signal {
     TunnelLost(String),
     Dialled(Box<ChannelTunnel>),
     Qemu(EventKind),
-    QemuGone(String),
+    /// Its monitor hung up; whether its process ended.
+    QemuGone {
+        why: String,
+        dead: bool,
+    },
     /// The disks are copied, but for what the guest writes now.
     Copied(warm::Copied),
     /// A byte path ended.
@@ -315,6 +319,10 @@ impl Owner {
             None => self.apply(SourceEvent::Cancel, todo),
             Some(Ok(Some(event))) => self.apply(event, todo),
             Some(Ok(None)) => {}
+            // Whether the guest died with its monitor is found out first; the machine is told then.
+            Some(Err(why)) if self.qmp.as_ref().is_some_and(|qmp| qmp.ended().is_some()) => {
+                tracing::debug!(migration = %self.job.migration, %why, "a step ended with QEMU's monitor");
+            }
             Some(Err(why)) => {
                 tracing::warn!(migration = %self.job.migration, state = self.state().name(), %why, "a step failed");
                 self.apply(SourceEvent::Failed(why), todo);
@@ -488,7 +496,7 @@ impl Owner {
             return Ok(qmp.clone());
         }
         let qmp = Qmp::connect(&self.job.qmp, QMP_TIMEOUT).await.map_err(|error| chain(&error))?;
-        let (mut events, signals) = (qmp.subscribe(), self.signals.clone());
+        let (mut events, signals, process) = (qmp.subscribe(), self.signals.clone(), self.job.process);
         self.watchers.spawn(async move {
             loop {
                 match events.next().await {
@@ -498,7 +506,9 @@ impl Owner {
                         }
                     }
                     Err(error) => {
-                        drop(signals.send(Signal::QemuGone(chain(&error))).await);
+                        // A monitor that hangs up says nothing about the guest.
+                        let dead = is_dead(process).await;
+                        drop(signals.send(Signal::QemuGone { why: chain(&error), dead }).await);
                         return;
                     }
                 }
@@ -533,6 +543,15 @@ impl Owner {
         }
         self.publish(Some(Live::default()));
         self.record
+    }
+}
+
+/// Whether QEMU's process has ended, or ends about now.
+async fn is_dead(process: Option<Process>) -> bool {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    match process {
+        Some(process) => process.is_dead_within(PATIENCE).await,
+        None => true,
     }
 }
 

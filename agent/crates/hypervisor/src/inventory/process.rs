@@ -6,6 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 
@@ -65,6 +66,20 @@ impl Process {
             Ok(_) => Ok(Activity::Dead),
             Err(error) if is_gone(&error) => Ok(Activity::Dead),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Waits until this process is dead, but no longer than `patience`. One that was killed closes its sockets before
+    /// its end can be seen, so that who hears a socket close must look twice.
+    pub async fn is_dead_within(self, patience: Duration) -> bool {
+        const BETWEEN: Duration = Duration::from_millis(10);
+        let since = Instant::now();
+        loop {
+            match self.activity() {
+                Ok(Activity::Dead) => return true,
+                Ok(_) if since.elapsed() < patience => tokio::time::sleep(BETWEEN).await,
+                Ok(_) | Err(_) => return false,
+            }
         }
     }
 

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use hypervisor::inventory::Activity;
 use hypervisor::qmp::EventKind;
 use hypervisor::qmp::words::{JobStatus, MigrationStatus};
 use session::cutover::{Choice, SourceAction, SourceEvent, SourceState, Verdict};
@@ -34,20 +33,16 @@ impl Owner {
                 self.apply(SourceEvent::ContactBack, todo);
             }
             Signal::Qemu(event) => self.qemu(event, todo),
-            Signal::QemuGone(why) => {
+            Signal::QemuGone { why, dead: false } => {
                 self.qmp = None;
-                // A monitor that hangs up says nothing about the guest.
-                let alive = self.job.process.is_some_and(|process| {
-                    process.activity().is_ok_and(|activity| activity != Activity::Dead)
-                });
-                if alive {
-                    self.apply(SourceEvent::Failed(format!("QEMU's monitor is lost: {why}")), todo);
-                } else {
-                    if *self.state() != SourceState::Finalised {
-                        tracing::warn!(migration = %self.job.migration, %why, "QEMU at the source is gone");
-                    }
-                    self.apply(SourceEvent::QemuDied, todo);
+                self.apply(SourceEvent::Failed(format!("QEMU's monitor is lost: {why}")), todo);
+            }
+            Signal::QemuGone { why, dead: true } => {
+                self.qmp = None;
+                if *self.state() != SourceState::Finalised {
+                    tracing::warn!(migration = %self.job.migration, %why, "QEMU at the source is gone");
                 }
+                self.apply(SourceEvent::QemuDied, todo);
             }
             Signal::Carrier(what, Ok(())) => tracing::debug!(what, "a byte path ended"),
             Signal::Carrier(what, Err(why)) => {

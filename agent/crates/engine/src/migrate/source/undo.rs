@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use volume::Generation;
 
 use super::warm::fleece;
-use super::{Owner, StepResult, chain, mirror};
+use super::{Owner, StepResult, chain, is_dead, mirror};
 use crate::migrate::message::FromSource;
 use crate::migrate::mode::Mode;
 use crate::migrate::record::Role;
@@ -57,11 +57,7 @@ impl Owner {
     pub(super) async fn resume(&mut self) -> Option<SourceEvent> {
         loop {
             let Err(why) = self.try_resume().await else { return Some(SourceEvent::Resumed) };
-            let lives = self
-                .job
-                .process
-                .is_some_and(|process| process.activity().is_ok_and(|activity| activity != Activity::Dead));
-            if !lives {
+            if is_dead(self.job.process).await {
                 tracing::debug!(migration = %self.job.migration, %why, "there is no guest to be resumed");
                 return Some(SourceEvent::QemuDied);
             }
