@@ -74,6 +74,10 @@ pub(super) struct MigrateArgs {
     /// Longest time for its memory to converge, such as 10m or 1h.
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration)]
     timeout: Duration,
+    /// How long a lost connection is waited for while the guest runs here, such as 30s; 0s gives up at once. It goes on
+    /// with what was sent before. A guest that is paused already is never kept waiting: its move is undone.
+    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = duration)]
+    reconnect: Duration,
     /// What to do when the memory is dirtied faster than it travels.
     #[arg(long, value_enum, default_value_t)]
     on_no_converge: NoConvergeArg,
@@ -139,6 +143,7 @@ impl MigrateArgs {
             mode,
             max_downtime,
             timeout,
+            reconnect,
             on_no_converge,
             multifd,
             postcopy,
@@ -167,6 +172,7 @@ impl MigrateArgs {
             pool,
             max_downtime_ms: millis(max_downtime),
             timeout_ms: millis(timeout),
+            reconnect_ms: millis(reconnect),
             on_no_converge: match on_no_converge {
                 NoConvergeArg::Cancel => NoConverge::Cancel,
                 NoConvergeArg::Throttle => NoConverge::Throttle,

@@ -89,7 +89,7 @@ fn migrations_are_understood() {
     assert!(!plain.detach && plain.output == Format::Text);
     let all = migrate(
         "x migrate web --to novaferry://[::1]:99 --pool gold --mode warm --max-downtime 2s --timeout 1h \
-         --on-no-converge throttle --multifd 0 --ram-cache 64MiB --limit 200Mbit/s --transport tcp --profile wan --via \
+         --reconnect 5s --on-no-converge throttle --multifd 0 --ram-cache 64MiB --limit 200Mbit/s --transport tcp --profile wan --via \
          127.0.0.1 --peer host-b --compress off --verify readback --hold --detach --socket /s --output json",
     );
     let expected = Migrate {
@@ -97,6 +97,7 @@ fn migrations_are_understood() {
         mode: Mode::Warm,
         max_downtime_ms: 2000,
         timeout_ms: 3_600_000,
+        reconnect_ms: 5_000,
         on_no_converge: NoConverge::Throttle,
         multifd: 0,
         ram_cache: 64 << 20,

@@ -74,7 +74,10 @@ pub struct Migrate {
     /// Longest time for the memory to converge, milliseconds.
     #[serde(default = "Migrate::default_timeout")]
     pub timeout_ms: u64,
-    /// What then.
+    /// How long a lost connection is waited for while the guest runs at the source, milliseconds.
+    #[serde(default = "Migrate::default_reconnect")]
+    pub reconnect_ms: u64,
+    /// What to do when it does not converge.
     #[serde(default)]
     pub on_no_converge: NoConverge,
     /// multifd channels; 0 for a single stream.
@@ -120,6 +123,8 @@ impl Migrate {
     pub const DOWNTIME_MS: u64 = 300;
     /// Longest time for the memory to converge, milliseconds.
     pub const TIMEOUT_MS: u64 = 600_000;
+    /// How long a lost connection is waited for, milliseconds: a switch or a router that starts again takes less.
+    pub const RECONNECT_MS: u64 = 60_000;
     /// multifd channels: more do not help one link.
     pub const MULTIFD: u8 = 2;
     /// Most of them.
@@ -139,6 +144,7 @@ impl Migrate {
             pool: None,
             max_downtime_ms: Self::DOWNTIME_MS,
             timeout_ms: Self::TIMEOUT_MS,
+            reconnect_ms: Self::RECONNECT_MS,
             on_no_converge: NoConverge::default(),
             multifd: Self::MULTIFD,
             postcopy: false,
@@ -161,6 +167,10 @@ impl Migrate {
 
     fn default_timeout() -> u64 {
         Self::TIMEOUT_MS
+    }
+
+    fn default_reconnect() -> u64 {
+        Self::RECONNECT_MS
     }
 
     fn default_multifd() -> u8 {

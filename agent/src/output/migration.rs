@@ -142,6 +142,9 @@ pub fn progress(live: &Live) -> String {
     if live.rate > 0 {
         parts.push(rate(live.rate));
     }
+    if live.lost_ms > 0 {
+        parts.push(format!("the connection has been lost for {} s", live.lost_ms / 1000));
+    }
     if live.dirty_rate > 0 {
         parts.push(format!("{} dirtied", rate(live.dirty_rate)));
     }

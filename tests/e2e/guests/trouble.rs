@@ -8,7 +8,7 @@ use super::{HANG, VM, World, needs, outcome, proves_itself};
 use crate::harness::Harness;
 
 /// Slow enough to be caught in the middle: the guest has some 60 MB that do not compress away.
-const SLOW: [&str; 2] = ["--limit", "4MB/s"];
+const SLOW: [&str; 4] = ["--limit", "4MB/s", "--reconnect", "3s"];
 
 pub(super) fn kill(pid: u32, signal: Signal) {
     kill_process(Pid::from_raw(pid.try_into().unwrap()).unwrap(), signal).unwrap();

@@ -148,6 +148,14 @@ impl<'a> VmHost<'a> {
         answer["migrations"].as_array()?.first().cloned()
     }
 
+    /// The figures of this instant of the newest migration here.
+    pub(crate) fn live(&self) -> Value {
+        let id = self.migration().expect("there is one")["migration"].as_str().unwrap().to_owned();
+        let shown = self.run(&["migration", "status", &id]).done();
+        let answer: Value = serde_json::from_str(&shown.stdout.join("\n")).unwrap();
+        answer["migration"]["live"].clone()
+    }
+
     /// The state of the newest migration here.
     pub(crate) fn state(&self) -> String {
         let migration = self.migration().unwrap_or(Value::Null);

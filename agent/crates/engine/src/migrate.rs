@@ -9,6 +9,7 @@
 //! [`destination`] are one owner task each: it takes one signal at a time, asks its machine what follows, makes the
 //! new state durable, and only then does what was asked. [`ram`] and [`disk`] are the byte paths.
 
+pub mod contact;
 pub mod destination;
 pub mod disk;
 pub mod host_cpu;

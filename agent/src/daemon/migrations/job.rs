@@ -21,6 +21,8 @@ use crate::control::migration::{Migrate, Mode, Network, NoConverge, Transport};
 const MAX_DOWNTIME_MS: u64 = 2_000_000;
 /// Longest time to converge that can be asked for, milliseconds: a week.
 const MAX_TIMEOUT_MS: u64 = 7 * 86_400_000;
+/// Longest wait for a lost connection that can be asked for, milliseconds: as long as a destination waits.
+const MAX_RECONNECT_MS: u64 = 600_000;
 
 /// A VM that somebody wants to move.
 ///
@@ -125,6 +127,10 @@ fn options(asked: &Migrate) -> Result<Options, String> {
         level,
         hold: asked.hold,
         readback: asked.readback,
+        reconnect: match asked.reconnect_ms {
+            0 => Duration::ZERO,
+            wanted => within("a wait for the connection", wanted, MAX_RECONNECT_MS)?,
+        },
         pool: asked.pool.clone(),
         dry_run: asked.dry_run,
     })

@@ -2,11 +2,13 @@
 
 mod images;
 mod prepare;
+mod rejoin;
 mod run;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hypervisor::qemu_nbd::Export;
 use hypervisor::qmp::words::MigrationStatus;
@@ -15,10 +17,12 @@ use hypervisor::specification::{StartRequest, VmSpecification};
 use session::cutover::{Destination, DestinationAction, DestinationEvent, DestinationState, Verdict};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tunnel::ChannelTunnel;
 use volume::SessionId;
 
+use super::contact::Arrived;
 use super::leaves::LiveLeaves;
 use super::message::{self, DiskRoot, FromDestination, FromSource};
 use super::mode::Mode;
@@ -35,7 +39,7 @@ use crate::receipt::ReceiptSigner;
 /// Signals that wait for the owner.
 const SIGNALS: usize = 256;
 /// QMP's patience.
-const QMP_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(20);
+const QMP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What this host has for VMs that come.
 #[derive(Clone, Debug, Default)]
@@ -81,7 +85,8 @@ pub(super) enum Signal {
     Message(FromSource),
     /// Of this tunnel, counted from 1.
     TunnelLost(u64, String),
-    Channel(wire::ChannelHello, Box<tunnel::Channel>),
+    /// Of this tunnel.
+    Channel(u64, wire::ChannelHello, Box<tunnel::Channel>),
     Qemu(EventKind),
     QemuGone(String),
     Carrier(&'static str, Result<(), String>),
@@ -126,6 +131,12 @@ pub(super) struct Owner {
     pub(super) tunnel: Option<ChannelTunnel>,
     /// Tunnels so far: an old one's end may be noticed after the next one came.
     tunnels: u64,
+    /// What gives the channels to their byte paths, by number.
+    pub(super) arrived: BTreeMap<u16, Arrived>,
+    /// How long a lost connection is waited for before there is a permit.
+    pub(super) patience: Duration,
+    /// Until then.
+    lost_until: Option<Instant>,
     pub(super) qmp: Option<Qmp>,
     pub(super) specification: Option<VmSpecification>,
     pub(super) findings: Vec<Finding>,
@@ -176,6 +187,9 @@ pub async fn run(
         watchers: JoinSet::new(),
         tunnel: None,
         tunnels: 0,
+        arrived: BTreeMap::new(),
+        patience: Duration::ZERO,
+        lost_until: None,
         qmp: None,
         specification: None,
         findings: Vec::new(),
@@ -214,9 +228,18 @@ pub async fn run(
             Some(tunnel) = contacts.recv() => owner.take_tunnel(tunnel),
             Some(signal) = inbox.recv() => owner.signal(signal, &mut todo).await,
             Some(command) = commands.recv() => owner.command(command, &mut todo),
+            () = until(owner.lost_until) => owner.give_up_contact(&mut todo),
         }
     }
     owner.close().await
+}
+
+/// Waits until then; for ever without an instant.
+async fn until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The record of a migration that begins.
@@ -317,13 +340,14 @@ impl Owner {
             Signal::TunnelLost(_, why) => {
                 tracing::info!(migration = %self.migration, %why, "the connection to the source is gone");
                 self.tunnel = None;
-                if self.prepared {
-                    self.apply(DestinationEvent::ContactLost, todo);
-                } else {
+                if !self.prepared {
                     self.over = true;
+                } else if !self.waits_for_contact() {
+                    self.arrived.clear();
+                    self.apply(DestinationEvent::ContactLost, todo);
                 }
             }
-            Signal::Channel(hello, channel) => self.channel(hello, *channel),
+            Signal::Channel(which, hello, channel) => self.channel(which, hello, *channel),
             // In post-copy the devices are there, and the memory follows as the guest asks for it.
             Signal::Qemu(EventKind::Migration(MigrationStatus::PostcopyActive)) => {
                 self.postcopy = true;
@@ -394,6 +418,7 @@ impl Owner {
                     self.apply(DestinationEvent::Failed(why), todo);
                 }
             }
+            FromSource::Rejoin {} => self.rejoin().await,
             FromSource::Ask {} if !self.prepared => {
                 self.tell(&FromDestination::Verdict { verdict: Verdict::Unknown }).await;
             }
@@ -445,7 +470,9 @@ impl Owner {
             );
             return;
         }
-        self.tunnel = Some(tunnel.clone());
+        if let Some(earlier) = self.tunnel.replace(tunnel.clone()) {
+            earlier.close(tunnel::CloseCode::Done, "the source made another connection");
+        }
         self.tunnels += 1;
         let (signals, which) = (self.signals.clone(), self.tunnels);
         self.watchers.spawn(async move {
@@ -468,7 +495,7 @@ impl Owner {
                     },
                     channel = tunnel.accept_channel() => match channel {
                         Ok((hello, channel)) => {
-                            if signals.send(Signal::Channel(hello, Box::new(channel))).await.is_err() {
+                            if signals.send(Signal::Channel(which, hello, Box::new(channel))).await.is_err() {
                                 return;
                             }
                         }

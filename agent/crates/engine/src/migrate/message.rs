@@ -37,6 +37,9 @@ pub struct Prepare {
     pub dry_run: bool,
     /// Where to put the disks; the receiver's default pool when none.
     pub pool: Option<String>,
+    /// How long the source waits for a connection that was lost, milliseconds.
+    #[serde(default)]
+    pub reconnect_ms: u64,
 }
 
 /// A disk's root.
@@ -68,6 +71,8 @@ pub enum FromSource {
         /// What both ends found the disks to be.
         roots: Vec<DiskRoot>,
     },
+    /// The connection was lost: go on with what came before it.
+    Rejoin {},
     /// What became of the permit?
     Ask {},
     /// Is the guest well?
@@ -101,6 +106,8 @@ pub enum FromDestination {
         /// What stands against it.
         findings: Vec<Finding>,
     },
+    /// Everything is still here, and the channels may come.
+    Rejoined {},
     /// The outcome of a comparison.
     Compared {
         /// Disks whose roots differ.

@@ -13,6 +13,9 @@
 mod again;
 pub mod flight;
 pub mod frame;
+mod lane;
+mod outbox;
+mod reading;
 pub mod receiver;
 pub mod sender;
 

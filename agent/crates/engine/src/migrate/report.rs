@@ -30,6 +30,8 @@ pub struct Report {
     pub disk_wire: u64,
     /// Passes over the RAM; without it, over the disks.
     pub rounds: u64,
+    /// How often a lost connection came back.
+    pub reconnects: u64,
     /// Highest share of CPU time that the guest was denied so that it converged, percent.
     pub throttled_percent: u64,
     /// What the other host complained of, if it did.

@@ -13,6 +13,7 @@ mod facts;
 mod memory;
 mod mirror;
 mod prepare;
+mod rejoin;
 mod signals;
 mod undo;
 mod warm;
@@ -33,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tunnel::{ChannelTunnel, Credentials, DialOptions};
 use volume::SessionId;
 
+use super::contact::Contact;
 use super::disk::MirrorTarget;
 use super::message::{self, DiskRoot, FromDestination, FromSource};
 use super::mode::Mode;
@@ -107,6 +109,8 @@ pub struct Options {
     pub readback: bool,
     /// Pool at the destination; its default when none.
     pub pool: Option<String>,
+    /// How long a lost connection is waited for while the guest runs here.
+    pub reconnect: Duration,
     /// Say what would be done, and do nothing.
     pub dry_run: bool,
 }
@@ -174,6 +178,10 @@ pub(super) struct Owner {
     watchers: JoinSet<()>,
     pub(super) tunnel: Option<ChannelTunnel>,
     redialling: bool,
+    /// The connection as the byte paths see it.
+    pub(super) contact: Contact,
+    /// It is lost since then, and waited for.
+    lost: Option<Instant>,
     pub(super) qmp: Option<Qmp>,
     pub(super) derived: Option<Derived>,
     pub(super) findings: Vec<Finding>,
@@ -220,6 +228,8 @@ pub async fn run(
         watchers: JoinSet::new(),
         tunnel: None,
         redialling: false,
+        contact: Contact::default(),
+        lost: None,
         qmp: None,
         derived: None,
         findings: Vec::new(),
@@ -256,7 +266,7 @@ pub async fn run(
         }
         tokio::select! {
             () = stop.cancelled() => break,
-            Some(signal) = inbox.recv() => owner.signal(signal, &mut todo),
+            Some(signal) = inbox.recv() => owner.signal(signal, &mut todo).await,
             Some(command) = commands.recv() => owner.command(command, &mut todo),
             _ = ticks.tick() => owner.tick(&mut todo).await,
         }

@@ -42,6 +42,8 @@ pub struct Live {
     pub in_flight: u64,
     /// See `in_flight`.
     pub in_flight_limit: u64,
+    /// How long the connection has been lost, milliseconds; 0 while there is one.
+    pub lost_ms: u64,
 }
 
 /// What can be asked of a migration that runs.

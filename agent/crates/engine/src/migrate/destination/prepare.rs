@@ -20,6 +20,7 @@ use wire::{ChannelHello, ChannelKind};
 
 use super::images::{relax, start_of};
 use super::{DiskRun, Owner, Sockets};
+use crate::migrate::contact::arrivals;
 use crate::migrate::disk;
 use crate::migrate::host_cpu::host_cpu;
 use crate::migrate::leaves::LiveLeaves;
@@ -102,6 +103,7 @@ impl Owner {
         }
         let request = request.ok_or("the VM cannot be bound to this host")?;
         // From here on something is made: the record says so first.
+        self.set_patience(prepare.reconnect_ms);
         self.record.generation = generation.0;
         self.record.mode = prepare.mode;
         if let Role::Destination { disks, .. } = &mut self.record.role {
@@ -248,8 +250,15 @@ impl Owner {
     }
 
     /// A channel of the source: a disk's goes to QEMU's export, RAM's to its migration socket.
-    pub(super) fn channel(&mut self, hello: ChannelHello, channel: Channel) {
-        let Channel { read, write } = channel;
+    pub(super) fn channel(&mut self, epoch: u64, hello: ChannelHello, channel: Channel) {
+        // One that comes after a broken one goes to the same byte path.
+        if let Some(arrived) = self.arrived.get(&hello.channel) {
+            if let Err(error) = arrived.try_send((epoch, channel)) {
+                tracing::debug!(channel = hello.channel, %error, "a channel comes to a byte path that has ended");
+            }
+            return;
+        }
+        let (arrived, channels) = arrivals((epoch, channel));
         match hello.kind {
             ChannelKind::Ram => {
                 let (Some(ram), Some(sockets)) = (self.ram.clone(), self.sockets.clone()) else { return };
@@ -257,7 +266,7 @@ impl Owner {
                     let stream = tokio::net::UnixStream::connect(&sockets.incoming)
                         .await
                         .map_err(|error| format!("QEMU does not take the memory: {error}"))?;
-                    ram.carry(stream, read, write).await.map_err(|error| chain(&error))
+                    ram.carry(stream, channels).await.map_err(|error| chain(&error))
                 });
             }
             ChannelKind::Disk => {
@@ -274,12 +283,13 @@ impl Owner {
                     let export = Client::connect(&Address::Unix(socket), &name, &options)
                         .await
                         .map_err(|error| chain(&error))?;
-                    disk::receive(read, write, Arc::new(export), leaves, cpu)
+                    disk::receive(channels, Arc::new(export), leaves, cpu)
                         .await
                         .map_err(|error| error.chain())
                 });
             }
         }
+        self.arrived.insert(hello.channel, arrived);
     }
 
     /// Undoes what a refused preparation made.

@@ -14,6 +14,7 @@ use volume::{Buffer, CHUNK};
 use super::frame::{Answer, FLAG_FUA, FLAG_MAY_TRIM, MAX_WRITE, Operation, REQUEST, Request};
 use crate::cpu::Cpu;
 use crate::error::EngineError;
+use crate::migrate::contact::{Broken, Channels, given_up};
 use crate::migrate::leaves::LiveLeaves;
 
 /// Requests that are worked on at once: as many as QEMU's mirror keeps in flight.
@@ -65,30 +66,34 @@ impl Drop for Held {
     }
 }
 
-/// Serves a disk's channel until the source says that the mirror is over, or the channel ends.
+/// Serves a disk, over one channel after the other, until the source says that the mirror is over.
 ///
 /// # Errors
-/// When the source breaks the protocol or the channel breaks. A write that fails is answered, not an error here.
-pub async fn receive<R, W>(
-    mut read: R,
-    write: W,
+/// When the source breaks the protocol, or no other channel comes. A write that fails is answered, not an error here.
+pub async fn receive<C: Channels>(
+    mut channels: C,
     export: Arc<Client>,
     leaves: Arc<LiveLeaves>,
     cpu: Cpu,
-) -> Result<(), EngineError>
-where
-    R: AsyncRead + Unpin + Send,
-    W: AsyncWrite + Unpin + Send + 'static,
-{
-    let failed = |error| EngineError::sidecar("carry the writes of", "a disk's channel".as_ref(), error);
-    let (answers, to_send) = async_channel::bounded(ANSWERS);
-    let sender = tokio::spawn(send_answers(write, to_send));
-    let result = requests(&mut read, &answers, &export, &leaves, &cpu).await;
-    drop(answers);
-    match sender.await {
-        Ok(sent) => result.and(sent).map_err(failed),
-        Err(panic) => Err(EngineError::Corrupt(format!("the sender of a disk's answers failed: {panic}"))),
-    }
+) -> Result<(), EngineError> {
+    let mut broken = None;
+    let result = loop {
+        let Some((_epoch, mut read, write)) = channels.next(broken.as_ref()).await else {
+            break Err(given_up(broken));
+        };
+        let (answers, to_send) = async_channel::bounded(ANSWERS);
+        let sender = tokio::spawn(send_answers(write, to_send));
+        // All of this channel's requests are over when this returns: the next channel's come after them.
+        let result = requests(&mut read, &answers, &export, &leaves, &cpu).await;
+        drop(answers);
+        let sent = sender.await.map_err(io::Error::other).and_then(|sent| sent);
+        match (result, sent) {
+            (Ok(()), Ok(())) => break Ok(()),
+            (Err(Broken::Path(error)), _) => break Err(error),
+            (Err(Broken::Channel(error)), _) | (Ok(()), Err(error)) => broken = Some(error),
+        }
+    };
+    result.map_err(|error| EngineError::sidecar("carry the writes of", "a disk's channel".as_ref(), error))
 }
 
 async fn send_answers<W: AsyncWrite + Unpin>(
@@ -110,25 +115,22 @@ async fn requests<R: AsyncRead + Unpin>(
     export: &Arc<Client>,
     leaves: &Arc<LiveLeaves>,
     cpu: &Cpu,
-) -> io::Result<()> {
+) -> Result<(), Broken> {
     let places = Arc::new(Semaphore::new(IN_FLIGHT));
     let locks = Arc::new(Locks::default());
     let mut work = JoinSet::new();
     let mut head = [0; REQUEST];
     let result = loop {
         if let Err(error) = read.read_exact(&mut head).await {
-            break match error.kind() {
-                io::ErrorKind::UnexpectedEof => Ok(()),
-                _ => Err(error),
-            };
+            break Err(Broken::Channel(error));
         }
         let request = match Request::decode(&head, leaves.size().0) {
             Ok(request) => request,
-            Err(error) => break Err(error),
+            Err(error) => break Err(error.into()),
         };
         let mut payload = vec![0; request.wire_len as usize]; // at most MAX_WRITE, as decoded
         if let Err(error) = read.read_exact(&mut payload).await {
-            break Err(error);
+            break Err(Broken::Channel(error));
         }
         while work.try_join_next().is_some() {}
         let number = request.number;
@@ -148,7 +150,7 @@ async fn requests<R: AsyncRead + Unpin>(
             }
             Operation::Write { .. } | Operation::Zero => {
                 let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-                    break Err(io::ErrorKind::Other.into()); // the semaphore is never closed
+                    break Err(io::Error::from(io::ErrorKind::Other).into()); // the semaphore is never closed
                 };
                 let held = locks.take(request.offset, request.len).await;
                 let (answers, export, leaves, cpu) =

@@ -1,6 +1,6 @@
 //! The source's end of a disk: takes QEMU's writes, gives each the destination's answer.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,15 +8,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use reduce::{Outcome, PayHint};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
-use super::frame::{ANSWER, Answer, FLAG_FUA, FLAG_MAY_TRIM, Operation, Request};
+use super::frame::{ANSWER, Answer, FLAG_FUA, FLAG_MAY_TRIM, Operation, REQUEST, Request as RequestHead};
 use crate::cpu::Cpu;
 use crate::error::EngineError;
+use crate::migrate::contact::{Broken, Channels, given_up};
 use crate::migrate::leaves::LiveLeaves;
 
-/// Requests that wait for the channel. QEMU's mirror keeps 16 in flight.
-const QUEUE: usize = 32;
 /// zstd's level: the guest's writes must not wait for a better ratio.
 const LEVEL: i32 = 1;
 /// Number of the request that ends a mirror; the others count from 1.
@@ -35,17 +34,29 @@ pub struct DiskCounters {
     pub wire: AtomicU64,
 }
 
-struct Outgoing {
-    head: Request,
+/// A request until it is answered: a channel after a broken one carries it again. The destination works on one channel
+/// of a disk at a time, so that a write that it has done is only done again before any later one.
+struct Request {
+    head: RequestHead,
     payload: Bytes,
+    answer: oneshot::Sender<u32>,
 }
 
-type Waiting = HashMap<u64, oneshot::Sender<u32>>;
+#[derive(Default)]
+struct Requests {
+    /// By number.
+    waiting: BTreeMap<u64, Request>,
+    /// The mirror is over.
+    ended: bool,
+    /// There will be no channel: nobody may wait.
+    given_up: bool,
+}
 
 /// The target of a mirror: hands requests to the channel and waits for their answers.
 pub struct MirrorTarget {
-    queue: async_channel::Sender<Outgoing>,
-    waiting: Arc<Mutex<Option<Waiting>>>,
+    requests: Arc<Mutex<Requests>>,
+    /// There is something to send.
+    more: Arc<Notify>,
     next: AtomicU64,
     leaves: Arc<LiveLeaves>,
     cpu: Cpu,
@@ -57,7 +68,7 @@ pub struct MirrorTarget {
 
 impl std::fmt::Debug for MirrorTarget {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "MirrorTarget({} queued)", self.queue.len())
+        write!(f, "MirrorTarget({} waiting)", lock(&self.requests).waiting.len())
     }
 }
 
@@ -75,38 +86,41 @@ struct Reduced {
 }
 
 impl MirrorTarget {
-    /// Starts a disk's end on a channel. The future that comes with it carries the bytes: it ends when the channel
-    /// does, and then every request that waits fails.
-    pub fn start<R, W>(
-        read: R,
-        write: W,
+    /// Starts a disk's end. The future that comes with it carries the bytes, over one channel after the other: it ends
+    /// with the mirror, or when there will be no other channel, and then every request that waits fails.
+    pub fn start<C: Channels>(
+        mut channels: C,
         leaves: Arc<LiveLeaves>,
         cpu: Cpu,
-    ) -> (Arc<Self>, impl Future<Output = Result<(), EngineError>> + Send)
-    where
-        R: AsyncRead + Unpin + Send,
-        W: AsyncWrite + Unpin + Send,
-    {
-        let (queue, outgoing) = async_channel::bounded(QUEUE);
-        let counters = Arc::new(DiskCounters::default());
-        let waiting = Arc::new(Mutex::new(Some(Waiting::new())));
+    ) -> (Arc<Self>, impl Future<Output = Result<(), EngineError>> + Send) {
         let target = Arc::new(Self {
-            queue,
-            waiting: Arc::clone(&waiting),
+            requests: Arc::default(),
+            more: Arc::default(),
             next: AtomicU64::new(1),
             leaves,
             cpu,
             hint: Mutex::default(),
             unflushed: AtomicBool::new(true),
-            counters: Arc::clone(&counters),
+            counters: Arc::default(),
         });
+        let carrier = Carrier {
+            requests: Arc::clone(&target.requests),
+            more: Arc::clone(&target.more),
+            counters: Arc::clone(&target.counters),
+        };
         let work = async move {
-            let result = tokio::select! {
-                result = carry(write, outgoing, &counters) => result,
-                result = answers(read, &waiting) => result,
+            let mut broken = None;
+            let result = loop {
+                let Some((_epoch, read, write)) = channels.next(broken.as_ref()).await else {
+                    break Err(given_up(broken));
+                };
+                match carrier.travel(read, write).await {
+                    Ok(()) => break Ok(()),
+                    Err(Broken::Channel(error)) => broken = Some(error),
+                    Err(Broken::Path(error)) => break Err(error),
+                }
             };
-            // Dropping the senders fails everyone who waits; from now on nobody may.
-            drop(lock(&waiting).take());
+            carrier.give_up();
             result.map_err(|error| {
                 EngineError::sidecar("carry the writes of", "a disk's channel".as_ref(), error)
             })
@@ -193,31 +207,43 @@ impl MirrorTarget {
     }
 
     /// Says that the mirror is over: the destination lets go of its export. Does not wait for it.
-    pub async fn end(&self) {
-        let head =
-            Request { operation: Operation::End, flags: 0, wire_len: 0, number: END, offset: 0, len: 0 };
-        if self.queue.send(Outgoing { head, payload: Bytes::new() }).await.is_err() {
-            tracing::debug!("a disk's channel ended before its mirror");
-        }
+    pub fn end(&self) {
+        lock(&self.requests).ended = true;
+        self.more.notify_one();
+    }
+
+    /// Fails every request that waits, and those to come: the migration is being undone.
+    pub fn give_up(&self) {
+        lock(&self.requests).give_up();
     }
 
     async fn request(&self, operation: Operation, flags: u16, offset: u64, len: u64, payload: Bytes) -> u32 {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let (answer, answered) = oneshot::channel();
-        match lock(&self.waiting).as_mut() {
-            Some(waiting) => drop(waiting.insert(number, answer)),
-            None => return EIO,
-        }
         let wire_len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-        let head = Request { operation, flags, wire_len, number, offset, len };
-        if self.queue.send(Outgoing { head, payload }).await.is_err() {
-            return EIO;
+        let (answer, answered) = oneshot::channel();
+        {
+            // Numbered under the lock: a carrier must not pass a number by that comes later.
+            let mut requests = lock(&self.requests);
+            if requests.given_up {
+                return EIO;
+            }
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            let head = RequestHead { operation, flags, wire_len, number, offset, len };
+            requests.waiting.insert(number, Request { head, payload, answer });
         }
+        self.more.notify_one();
         let errno = answered.await.unwrap_or(EIO);
         if operation != Operation::Flush {
             self.unflushed.store(true, Ordering::Release);
         }
         errno
+    }
+}
+
+impl Requests {
+    /// Dropping the senders fails everyone who waits; from now on nobody may.
+    fn give_up(&mut self) {
+        self.given_up = true;
+        self.waiting.clear();
     }
 }
 
@@ -243,42 +269,74 @@ fn reduce_write(
     Ok(Reduced { ids, zero: false, frame, tried: true })
 }
 
-async fn carry<W: AsyncWrite + Unpin>(
-    mut write: W,
-    outgoing: async_channel::Receiver<Outgoing>,
-    counters: &DiskCounters,
-) -> io::Result<()> {
-    while let Ok(Outgoing { head, payload }) = outgoing.recv().await {
-        write.write_all(&head.encode()).await?;
-        write.write_all(&payload).await?;
-        counters.wire.fetch_add((super::frame::REQUEST + payload.len()) as u64, Ordering::Relaxed);
-        if outgoing.is_empty() {
-            write.flush().await?;
-        }
-    }
-    write.shutdown().await
+/// What carries the requests.
+struct Carrier {
+    requests: Arc<Mutex<Requests>>,
+    more: Arc<Notify>,
+    counters: Arc<DiskCounters>,
 }
 
-async fn answers<R: AsyncRead + Unpin>(mut read: R, waiting: &Mutex<Option<Waiting>>) -> io::Result<()> {
-    let mut bytes = [0; ANSWER];
-    loop {
-        match read.read_exact(&mut bytes).await {
-            Ok(_) => {}
-            // The destination ends the channel after the answer to `End`; whoever waits then is failed by the caller.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
-            Err(error) => return Err(error),
+impl Carrier {
+    fn give_up(&self) {
+        lock(&self.requests).give_up();
+    }
+
+    /// Uses one channel until the mirror's end is answered.
+    async fn travel<R, W>(&self, read: R, write: W) -> Result<(), Broken>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        tokio::try_join!(self.carry(write), self.answers(read))?;
+        Ok(())
+    }
+
+    async fn carry<W: AsyncWrite + Unpin>(&self, mut write: W) -> Result<(), Broken> {
+        let mut number = 0;
+        loop {
+            let (next, ended) = {
+                let requests = lock(&self.requests);
+                let next = requests.waiting.range(number + 1..).next();
+                (next.map(|(_, request)| (request.head, request.payload.clone())), requests.ended)
+            };
+            match next {
+                Some((head, payload)) => {
+                    number = head.number;
+                    write.write_all(&head.encode()).await.map_err(Broken::Channel)?;
+                    write.write_all(&payload).await.map_err(Broken::Channel)?;
+                    self.counters.wire.fetch_add((REQUEST + payload.len()) as u64, Ordering::Relaxed);
+                }
+                None if ended => {
+                    let (operation, number) = (Operation::End, END);
+                    let head = RequestHead { operation, flags: 0, wire_len: 0, number, offset: 0, len: 0 };
+                    write.write_all(&head.encode()).await.map_err(Broken::Channel)?;
+                    return write.shutdown().await.map_err(Broken::Channel);
+                }
+                None => {
+                    write.flush().await.map_err(Broken::Channel)?;
+                    self.more.notified().await;
+                }
+            }
         }
-        let answer = Answer::decode(&bytes)?;
-        if answer.number == END {
-            continue;
-        }
-        let sender = lock(waiting).as_mut().and_then(|waiting| waiting.remove(&answer.number));
-        match sender {
-            // Fails when QEMU hung up meanwhile: then nobody waits.
-            Some(sender) => drop(sender.send(answer.errno)),
-            None => {
-                let what = "the destination answered a request that nobody made";
-                return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    }
+
+    async fn answers<R: AsyncRead + Unpin>(&self, mut read: R) -> Result<(), Broken> {
+        let mut bytes = [0; ANSWER];
+        loop {
+            read.read_exact(&mut bytes).await.map_err(Broken::Channel)?;
+            let answer = Answer::decode(&bytes)?;
+            let mut requests = lock(&self.requests);
+            if answer.number == END && requests.ended {
+                return Ok(());
+            }
+            match requests.waiting.remove(&answer.number) {
+                // Fails when QEMU hung up meanwhile: then nobody waits.
+                Some(request) => drop(request.answer.send(answer.errno)),
+                None if requests.given_up => {}
+                None => {
+                    let what = "the destination answered a request that nobody made";
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, what).into());
+                }
             }
         }
     }

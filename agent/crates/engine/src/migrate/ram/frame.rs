@@ -4,13 +4,16 @@
 //!
 //! | offset | size | field |
 //! |---|---|---|
-//! | 0 | 1 | kind: 1 literal, 2 multifd packet, 3 mixed, 4 end of this direction, 5 acknowledgement |
+//! | 0 | 1 | kind: 1 literal, 2 multifd packet, 3 mixed, 4 end of this direction, 5 acknowledgement, 6 resume |
 //! | 1 | 1 | flags: 1 the frame's head is one zstd frame |
 //! | 2 | 2 | pages in the body |
 //! | 4 | 4 | length of the frame's head on the wire |
 //! | 8 | 4 | its length decoded; at most [`MAX_HEAD`] |
 //! | 12 | 4 | length of the body: a packet of `reduce::ram`, or literal bytes |
-//! | 16 | 8 | number of the packet on this channel, from 1; of an acknowledgement, the last one that QEMU has taken |
+//! | 16 | 8 | number of the frame in this direction, from 1; of an acknowledgement and of resume, the last one that QEMU has taken |
+//!
+//! Each direction of a channel begins with resume: it says what came over the earlier ones, and the frames after that
+//! follow. Frames are kept until they are acknowledged.
 //!
 //! The head of a multifd packet is QEMU's, its offsets as differences to the one before. The head of a mixed frame is
 //! a list of lengths (u32), one more than pages, and as many literals: literal, page, literal, page, …, literal.
@@ -39,8 +42,10 @@ pub enum Kind {
     Mixed,
     /// Nothing follows in this direction.
     End,
-    /// The destination's QEMU has taken every packet up to this number.
+    /// QEMU has taken every frame of the other direction up to this number.
     Ack,
+    /// The same, at the begin of a channel.
+    Resume,
 }
 
 /// The fixed head.
@@ -58,7 +63,7 @@ pub struct Head {
     pub head_plain: u32,
     /// Length of the body.
     pub body: u32,
-    /// Number of the packet.
+    /// Number of the frame.
     pub number: u64,
 }
 
@@ -84,6 +89,7 @@ impl Head {
             Kind::Mixed => 3,
             Kind::End => 4,
             Kind::Ack => 5,
+            Kind::Resume => 6,
         };
         out[1] = u8::from(self.compressed);
         out[2..4].copy_from_slice(&self.pages.to_le_bytes());
@@ -105,6 +111,7 @@ impl Head {
             3 => Kind::Mixed,
             4 => Kind::End,
             5 => Kind::Ack,
+            6 => Kind::Resume,
             _ => return Err(invalid("kind")),
         };
         if bytes[1] > 1 {
@@ -129,7 +136,7 @@ impl Head {
             Kind::Literal => plain == 0 && pages == 0 && body > 0 && body <= MAX_LITERAL,
             Kind::Multifd => plain == hypervisor::multifd::HEADER && packet(pages, body),
             Kind::Mixed => plain >= 4 * (pages + 1) && packet(pages, body),
-            Kind::End | Kind::Ack => plain == 0 && pages == 0 && body == 0,
+            Kind::End | Kind::Ack | Kind::Resume => plain == 0 && pages == 0 && body == 0,
         };
         if head_fits && body_fits { Ok(head) } else { Err(invalid("length")) }
     }

@@ -5,22 +5,21 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::{Bytes, BytesMut};
-use hypervisor::{multifd, stream};
+use bytes::Bytes;
 use reduce::Choice;
 use reduce::Outcome;
-use reduce::ram::{Batch, Encoder, MAX_PAGES, PAGE_BYTES, Packer, Page, PageBytes};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use reduce::ram::{Batch, Encoder, PAGE_BYTES, Packer, Page, PageBytes, Plan};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::again::SentPages;
 use super::flight::InFlight;
-use super::frame::{FRAME, Head, Kind, MAX_LITERAL, fold_offsets, invalid};
+use super::frame::{FRAME, Head, Kind, invalid};
+use super::lane::Lane;
+use super::outbox::Outbox;
+use super::reading::Reading;
 use crate::cpu::{Cpu, Scratch};
+use crate::migrate::contact::{Broken, Channels, given_up};
 
-/// Literal bytes that a mixed frame may hold before it is sent.
-const MIXED_LITERALS: usize = 64 << 10;
-/// Literals without pages that are shorter travel as they are.
-const SHORT_LITERAL: usize = 512;
 /// Level of zstd for the heads of frames.
 const HEAD_LEVEL: i32 = 1;
 /// RAM blocks that are told apart; a machine has a dozen.
@@ -50,7 +49,7 @@ pub struct RamCounters {
 /// What the connections of one migration share at the source.
 #[derive(Debug)]
 pub struct RamSender {
-    encoder: Mutex<Encoder>,
+    encoder: Mutex<Epoch>,
     blocks: Mutex<HashMap<Bytes, u32>>,
     sent: Mutex<SentPages>,
     level: Choice,
@@ -65,25 +64,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A packet on its way.
-#[derive(Clone, Copy, Debug)]
-struct Sent {
-    number: u64,
-    /// Plain bytes.
-    len: u64,
-    /// The encoder knows of it: it has pages.
-    planned: bool,
-}
-
-/// Packets on their way on one channel.
-type Unacknowledged = Mutex<std::collections::VecDeque<Sent>>;
-
 impl RamSender {
     /// A sender whose receiver keeps `slots` pages.
     #[must_use]
     pub fn new(slots: u32, level: Choice, cpu: Cpu) -> Arc<Self> {
         Arc::new(Self {
-            encoder: Mutex::new(Encoder::new(slots)),
+            encoder: Mutex::new(Epoch { number: 0, encoder: Encoder::new(slots) }),
             blocks: Mutex::default(),
             sent: Mutex::default(),
             level,
@@ -93,7 +79,36 @@ impl RamSender {
         })
     }
 
-    fn block(&self, name: &[u8]) -> u32 {
+    /// A connection began: with the first channel of a later epoch the caches are empty again.
+    pub(super) fn enter(&self, epoch: u64) {
+        let mut current = lock(&self.encoder);
+        if epoch > current.number {
+            current.number = epoch;
+            current.encoder.reset();
+        }
+    }
+
+    /// What the other end took of `channel` in this epoch, up to the frame `number`. Of these packets `planned` was the
+    /// last with pages.
+    pub(super) fn taken(
+        &self,
+        epoch: u64,
+        channel: u8,
+        frames: &[Arc<Frame>],
+        planned: Option<u64>,
+    ) -> io::Result<()> {
+        let bytes = frames.iter().map(|frame| frame.plain).sum();
+        self.flight.give(bytes);
+        self.counters.taken.fetch_add(bytes, Ordering::Relaxed);
+        let Some(number) = planned else { return Ok(()) };
+        let mut current = lock(&self.encoder);
+        if current.number == epoch {
+            current.encoder.acknowledge(channel, number).map_err(io::Error::other)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn block(&self, name: &[u8]) -> u32 {
         let mut blocks = lock(&self.blocks);
         if let Some(number) = blocks.get(name) {
             return *number;
@@ -105,283 +120,71 @@ impl RamSender {
         number
     }
 
-    /// Carries one connection of QEMU to the channel `number`, and the return path back, until both directions ended.
+    /// Carries one connection of QEMU over the channel `number`, and the return path back, until both directions ended.
     ///
     /// # Errors
-    /// When either side breaks: then the migration fails.
-    pub async fn carry<S, R, W>(self: &Arc<Self>, number: u8, socket: S, read: R, write: W) -> io::Result<()>
+    /// When QEMU hangs up early, the destination breaks the protocol, or there will be no other channel: then the
+    /// migration fails.
+    pub async fn carry<S, C>(self: &Arc<Self>, number: u8, socket: S, mut channels: C) -> io::Result<()>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin,
-        R: AsyncRead + Send + Unpin,
-        W: AsyncWrite + Send + Unpin,
+        C: Channels,
     {
-        let (from_qemu, to_qemu) = tokio::io::split(socket);
-        let unacknowledged = Unacknowledged::default();
-        let forward =
-            Forward { shared: self, channel: number, write, unacknowledged: &unacknowledged, number: 0 };
-        tokio::try_join!(forward.run(from_qemu), self.back(number, read, to_qemu, &unacknowledged))?;
-        Ok(())
-    }
-
-    async fn back<R, Q>(
-        &self,
-        channel: u8,
-        mut read: R,
-        mut to_qemu: Q,
-        unacknowledged: &Unacknowledged,
-    ) -> io::Result<()>
-    where
-        R: AsyncRead + Unpin,
-        Q: AsyncWrite + Unpin,
-    {
-        let mut bytes = [0; FRAME];
-        loop {
-            read.read_exact(&mut bytes).await?;
-            let head = Head::decode(&bytes)?;
-            match head.kind {
-                Kind::Ack => self.acknowledged(channel, head.number, unacknowledged)?,
-                Kind::Literal => {
-                    let mut body = vec![0; head.body as usize]; // at most MAX_LITERAL, as decoded
-                    read.read_exact(&mut body).await?;
-                    to_qemu.write_all(&body).await?;
-                    to_qemu.flush().await?;
+        let (from_qemu, mut to_qemu) = tokio::io::split(socket);
+        let outbox = Outbox::default();
+        let reading = Reading { shared: self, outbox: &outbox }.run(from_qemu);
+        let travelling = async {
+            let mut lane = Lane::new(self, number, &outbox);
+            let mut broken = None;
+            while let Some((epoch, read, write)) = channels.next(broken.as_ref()).await {
+                match lane.travel(epoch, read, write, &mut to_qemu).await {
+                    Ok(()) => return Ok(()),
+                    Err(Broken::Channel(error)) => broken = Some(error),
+                    Err(Broken::Path(error)) => return Err(error),
                 }
-                Kind::End => {
-                    // QEMU at the destination hung up. Ours may have gone first.
-                    drop(to_qemu.shutdown().await);
-                    break;
-                }
-                Kind::Multifd | Kind::Mixed => return Err(invalid("pages on the return path")),
             }
-        }
+            Err(given_up(broken))
+        };
+        tokio::try_join!(reading, travelling)?;
         Ok(())
-    }
-
-    fn acknowledged(&self, channel: u8, number: u64, unacknowledged: &Unacknowledged) -> io::Result<()> {
-        let (mut bytes, mut planned) = (0, None);
-        {
-            let mut waiting = lock(unacknowledged);
-            if waiting.front().is_none_or(|first| first.number > number)
-                || waiting.back().is_some_and(|last| last.number < number)
-            {
-                return Err(invalid("an acknowledgement of what was not sent"));
-            }
-            while let Some(sent) = waiting.pop_front_if(|sent| sent.number <= number) {
-                bytes += sent.len;
-                planned = if sent.planned { Some(sent.number) } else { planned };
-            }
-        }
-        self.flight.give(bytes);
-        self.counters.taken.fetch_add(bytes, Ordering::Relaxed);
-        match planned {
-            Some(number) => lock(&self.encoder).acknowledge(channel, number).map_err(io::Error::other),
-            None => Ok(()),
-        }
     }
 }
 
-/// One connection on its way out.
-struct Forward<'a, W> {
-    shared: &'a Arc<RamSender>,
-    channel: u8,
-    write: W,
-    unacknowledged: &'a Unacknowledged,
-    /// The last packet's number.
+/// The caches, and the connection that they are of.
+#[derive(Debug)]
+struct Epoch {
     number: u64,
+    encoder: Encoder,
 }
 
 /// Pages and what lies between them, as one frame.
-struct Job {
-    kind: Kind,
-    head: Vec<u8>,
-    pages: Vec<(u32, u64, Bytes)>,
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) kind: Kind,
+    pub(super) head: Vec<u8>,
+    pub(super) pages: Vec<(u32, u64, Bytes)>,
 }
 
-impl<W: AsyncWrite + Unpin> Forward<'_, W> {
-    async fn run<Q: AsyncRead + Unpin>(mut self, mut from_qemu: Q) -> io::Result<()> {
-        let mut first = BytesMut::with_capacity(MAX_LITERAL);
-        let kind = loop {
-            if from_qemu.read_buf(&mut first).await? == 0 {
-                break stream::Kind::Unknown;
-            }
-            if let Some(kind) = stream::detect(&first) {
-                break kind;
-            }
-        };
-        match kind {
-            stream::Kind::Multifd => self.multifd(from_qemu, &first).await?,
-            stream::Kind::Main => self.main(from_qemu, &first).await?,
-            stream::Kind::Unknown => self.literally(from_qemu, first).await?,
-        }
-        self.write.write_all(&Head::plain(Kind::End, 0, 0).encode()).await?;
-        self.write.flush().await?;
-        self.write.shutdown().await
-    }
-
-    async fn literally<Q: AsyncRead + Unpin>(
-        &mut self,
-        mut from_qemu: Q,
-        mut bytes: BytesMut,
-    ) -> io::Result<()> {
-        loop {
-            if !bytes.is_empty() {
-                self.literal(&bytes.split().freeze()).await?;
-            }
-            bytes.reserve(MAX_LITERAL);
-            if from_qemu.read_buf(&mut bytes).await? == 0 {
-                return Ok(());
-            }
-        }
-    }
-
-    async fn multifd<Q: AsyncRead + Unpin>(&mut self, mut from_qemu: Q, first: &[u8]) -> io::Result<()> {
-        let mut tokens = multifd::Tokeniser::new();
-        tokens.push(first);
-        loop {
-            while let Some(token) = tokens.next_token() {
-                match token {
-                    multifd::Token::Hello(hello) => self.literal(hello.bytes()).await?,
-                    multifd::Token::Literal(bytes) => self.literal(&bytes).await?,
-                    multifd::Token::Packet(packet) => {
-                        let block = self.shared.block(packet.block());
-                        let pages = packet
-                            .normal_offsets()
-                            .enumerate()
-                            .map(|(nth, offset)| {
-                                let at = nth * PAGE_BYTES;
-                                (block, offset, packet.pages().slice(at..at + PAGE_BYTES))
-                            })
-                            .collect();
-                        let mut head = packet.header().to_vec();
-                        fold_offsets(&mut head);
-                        self.packet(Job { kind: Kind::Multifd, head, pages }).await?;
-                    }
-                }
-            }
-            if from_qemu.read_buf(&mut tokens.input()).await? == 0 {
-                break;
-            }
-        }
-        if let Some(multifd::Token::Literal(rest)) = tokens.finish() {
-            self.literal(&rest).await?;
-        }
-        Ok(())
-    }
-
-    async fn main<Q: AsyncRead + Unpin>(&mut self, mut from_qemu: Q, first: &[u8]) -> io::Result<()> {
-        let mut tokens = stream::Tokeniser::new();
-        let mut mixed = Mixed::default();
-        tokens.push(first);
-        loop {
-            while let Some(token) = tokens.next_token() {
-                match token {
-                    stream::Token::Literal(bytes) => {
-                        if !mixed.has_room(bytes.len()) {
-                            self.mixed(&mut mixed).await?;
-                        }
-                        if bytes.len() > MIXED_LITERALS {
-                            self.literal(&bytes).await?;
-                        } else {
-                            mixed.literal(&bytes);
-                        }
-                    }
-                    stream::Token::Page(page) => {
-                        mixed.page(u32::from(page.block.index()), page.offset, page.data);
-                    }
-                }
-                if mixed.is_full() {
-                    self.mixed(&mut mixed).await?;
-                }
-            }
-            // What is there goes out before we wait for more: the last part of a migration is all latency. Nor is that
-            // part held up by compression, once nothing but it comes.
-            if tokens.literal_because().is_some() && mixed.pages.is_empty() {
-                self.literal(&Bytes::from(std::mem::take(&mut mixed.literals))).await?;
-            } else {
-                self.mixed(&mut mixed).await?;
-            }
-            if from_qemu.read_buf(&mut tokens.input()).await? == 0 {
-                break;
-            }
-        }
-        if let Some(stream::Token::Literal(rest)) = tokens.finish() {
-            self.literal(&rest).await?;
-        }
-        Ok(())
-    }
-
-    async fn mixed(&mut self, mixed: &mut Mixed) -> io::Result<()> {
-        let Mixed { literals, lengths, pages } = std::mem::take(mixed);
-        // Runs of zero pages are long literals that compress to nothing; a short one is not worth a number.
-        if pages.is_empty() && literals.len() < SHORT_LITERAL {
-            return self.literal(&Bytes::from(literals)).await;
-        }
-        let mut head = Vec::with_capacity(4 * (lengths.len() + 1) + literals.len());
-        let last = literals.len() - lengths.iter().sum::<usize>();
-        for len in lengths.iter().chain([&last]) {
-            head.extend_from_slice(&u32::try_from(*len).unwrap_or(u32::MAX).to_le_bytes());
-        }
-        head.extend_from_slice(&literals);
-        self.packet(Job { kind: Kind::Mixed, head, pages }).await
-    }
-
-    /// Not bounded by what is in flight: the device state must not wait behind it.
-    async fn literal(&mut self, bytes: &Bytes) -> io::Result<()> {
-        for part in bytes.chunks(MAX_LITERAL) {
-            self.write.write_all(&Head::plain(Kind::Literal, part.len(), 0).encode()).await?;
-            self.write.write_all(part).await?;
-            let counters = &self.shared.counters;
-            counters.plain.fetch_add(part.len() as u64, Ordering::Relaxed);
-            counters.literal.fetch_add(part.len() as u64, Ordering::Relaxed);
-            counters.wire.fetch_add((FRAME + part.len()) as u64, Ordering::Relaxed);
-        }
-        self.write.flush().await
-    }
-
-    async fn packet(&mut self, job: Job) -> io::Result<()> {
-        let plain = (job.head.len() + job.pages.len() * PAGE_BYTES) as u64;
-        self.shared.flight.take(plain).await;
-        self.number += 1;
-        let number = self.number;
-        let planned = !job.pages.is_empty();
-        lock(self.unacknowledged).push_back(Sent { number, len: plain, planned });
-        let (shared, channel) = (Arc::clone(self.shared), self.channel);
-        let frame = self.shared.cpu.run(move |scratch| shared.pack(channel, number, &job, scratch)).await?;
-        self.write.write_all(&frame).await?;
-        self.write.flush().await?;
-        let counters = &self.shared.counters;
-        counters.plain.fetch_add(plain, Ordering::Relaxed);
-        counters.wire.fetch_add(frame.len() as u64, Ordering::Relaxed);
-        Ok(())
-    }
+/// What a frame carries.
+#[derive(Debug)]
+pub(super) enum Item {
+    Literal(Bytes),
+    Packet(Job),
+    End,
 }
 
-/// Tokens of a single stream that wait to become a frame.
-#[derive(Default)]
-struct Mixed {
-    literals: Vec<u8>,
-    /// Literal bytes before each page.
-    lengths: Vec<usize>,
-    pages: Vec<(u32, u64, Bytes)>,
+/// A frame as it is kept until it is acknowledged.
+#[derive(Debug)]
+pub(super) struct Frame {
+    pub(super) item: Item,
+    /// Its bytes in flight.
+    pub(super) plain: u64,
 }
 
-impl Mixed {
-    fn literal(&mut self, bytes: &[u8]) {
-        self.literals.extend_from_slice(bytes);
-    }
-
-    fn page(&mut self, block: u32, offset: u64, data: Bytes) {
-        let before: usize = self.lengths.iter().sum();
-        self.lengths.push(self.literals.len() - before);
-        self.pages.push((block, offset, data));
-    }
-
-    fn has_room(&self, literal: usize) -> bool {
-        self.literals.len() + literal <= MIXED_LITERALS
-    }
-
-    fn is_full(&self) -> bool {
-        self.pages.len() == MAX_PAGES
+impl Frame {
+    /// The encoder knows of it.
+    pub(super) fn has_pages(&self) -> bool {
+        matches!(&self.item, Item::Packet(job) if !job.pages.is_empty())
     }
 }
 
@@ -395,8 +198,31 @@ impl RamSender {
         self.counters.again_wire.fetch_add(wire * again / pages.len().max(1) as u64, Ordering::Relaxed);
     }
 
-    /// The whole frame of a job. Runs on a CPU thread; the lock is held for the decisions alone.
-    fn pack(&self, channel: u8, number: u64, job: &Job, scratch: &mut Scratch) -> io::Result<Vec<u8>> {
+    /// The whole frame of a job, made on a CPU thread.
+    pub(super) async fn packed(
+        self: &Arc<Self>,
+        epoch: u64,
+        channel: u8,
+        number: u64,
+        frame: Arc<Frame>,
+    ) -> Result<Vec<u8>, Broken> {
+        let shared = Arc::clone(self);
+        let packed = self.cpu.run(move |scratch| match &frame.item {
+            Item::Packet(job) => shared.pack(epoch, channel, number, job, scratch),
+            Item::Literal(_) | Item::End => Err(Broken::Path(invalid("no packet"))),
+        });
+        packed.await
+    }
+
+    /// The lock is held for the decisions alone.
+    fn pack(
+        &self,
+        epoch: u64,
+        channel: u8,
+        number: u64,
+        job: &Job,
+        scratch: &mut Scratch,
+    ) -> Result<Vec<u8>, Broken> {
         let Job { kind, head: plain_head, pages } = job;
         let mut room = vec![0; plain_head.len()];
         let outcome = scratch.compressor.compress(HEAD_LEVEL, &[plain_head], &mut room);
@@ -409,7 +235,7 @@ impl RamSender {
         if !pages.is_empty() {
             let batch = pages.iter().map(page).collect::<io::Result<Vec<Page<'_>>>>()?;
             let batch = Batch::new(batch).map_err(io::Error::other)?;
-            let plan = lock(&self.encoder).plan(channel, number, batch).map_err(io::Error::other)?;
+            let plan = self.plan(epoch, channel, number, batch)?;
             let packer = packer(scratch)?;
             let stats = plan.pack(packer, self.level, &mut frame).map_err(io::Error::other)?;
             self.counters.pages.fetch_add(pages.len() as u64, Ordering::Relaxed);
@@ -430,6 +256,17 @@ impl RamSender {
         };
         frame[..FRAME].copy_from_slice(&fixed.encode());
         Ok(frame)
+    }
+}
+
+impl RamSender {
+    fn plan<'a>(&self, epoch: u64, channel: u8, number: u64, batch: Batch<'a>) -> Result<Plan<'a>, Broken> {
+        let mut current = lock(&self.encoder);
+        if current.number != epoch {
+            let why = io::Error::new(io::ErrorKind::NotConnected, "there is a newer connection");
+            return Err(Broken::Channel(why));
+        }
+        Ok(current.encoder.plan(channel, number, batch).map_err(io::Error::other)?)
     }
 }
 

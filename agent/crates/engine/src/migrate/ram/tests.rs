@@ -1,5 +1,7 @@
 //! Both ends of a connection with everything between them real but QEMU and the network: what goes in comes out.
 
+use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
 
 use reduce::Choice;
@@ -7,19 +9,41 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 use super::{RamReceiver, RamSender};
 use crate::cpu::Cpu;
+use crate::migrate::contact::Channels;
 
 const SLOTS: u32 = 256;
 
-/// A channel's two directions as an agent holds them.
-struct Channel {
-    read: DuplexStream,
-    write: DuplexStream,
+/// Channels that are there from the begin, one after the other.
+struct Prepared(VecDeque<(DuplexStream, DuplexStream)>, u64);
+
+impl Channels for Prepared {
+    type Read = DuplexStream;
+    type Write = DuplexStream;
+
+    async fn next(&mut self, _broken: Option<&io::Error>) -> Option<(u64, DuplexStream, DuplexStream)> {
+        let (read, write) = self.0.pop_front()?;
+        self.1 += 1;
+        Some((self.1, read, write))
+    }
 }
 
-fn channel(room: usize) -> (Channel, Channel) {
-    let (a_out, b_in) = duplex(room);
-    let (b_out, a_in) = duplex(room);
-    (Channel { read: a_in, write: a_out }, Channel { read: b_in, write: b_out })
+/// Both ends of as many channels as there are numbers. A channel breaks when so many bytes passed to the destination,
+/// which loses what is in it.
+fn channels(room: usize, breaks: &[Option<u64>]) -> (Prepared, Prepared) {
+    let (mut ours, mut theirs) = (VecDeque::new(), VecDeque::new());
+    for after in breaks {
+        let (a_out, mut cut_in) = duplex(room);
+        let (mut cut_out, b_in) = duplex(room);
+        let (b_out, a_in) = duplex(room);
+        let after = after.unwrap_or(u64::MAX);
+        tokio::spawn(async move {
+            let mut some = (&mut cut_in).take(after);
+            drop(tokio::io::copy(&mut some, &mut cut_out).await);
+        });
+        ours.push_back((a_in, a_out));
+        theirs.push_back((b_in, b_out));
+    }
+    (Prepared(ours, 0), Prepared(theirs, 0))
 }
 
 /// Sends `bytes` as the source's QEMU and `back` as the destination's; returns what each of them got.
@@ -31,14 +55,24 @@ async fn through(
     back: Vec<u8>,
     room: usize,
 ) -> (Vec<u8>, Vec<u8>) {
+    through_breaks(sender, receiver, number, bytes, back, room, &[None]).await
+}
+
+async fn through_breaks(
+    sender: &Arc<RamSender>,
+    receiver: &Arc<RamReceiver>,
+    number: u8,
+    bytes: Vec<u8>,
+    back: Vec<u8>,
+    room: usize,
+    breaks: &[Option<u64>],
+) -> (Vec<u8>, Vec<u8>) {
     let (source_qemu, source_socket) = duplex(room);
     let (destination_qemu, destination_socket) = duplex(room);
-    let (ours, theirs) = channel(room);
+    let (ours, theirs) = channels(room, breaks);
     let (sender, receiver) = (Arc::clone(sender), Arc::clone(receiver));
-    let sending =
-        tokio::spawn(async move { sender.carry(number, source_socket, ours.read, ours.write).await });
-    let receiving =
-        tokio::spawn(async move { receiver.carry(destination_socket, theirs.read, theirs.write).await });
+    let sending = tokio::spawn(async move { sender.carry(number, source_socket, ours).await });
+    let receiving = tokio::spawn(async move { receiver.carry(destination_socket, theirs).await });
     let talk = |qemu: DuplexStream, says: Vec<u8>| async move {
         let (mut read, mut write) = tokio::io::split(qemu);
         let mut heard = Vec::new();
@@ -168,4 +202,38 @@ async fn what_nobody_knows_passes_unchanged() {
         assert!(got == bytes, "{} bytes were changed", bytes.len());
         assert_eq!(back.len(), 100_000);
     }
+}
+
+#[tokio::test]
+async fn a_channel_after_a_broken_one_goes_on_where_it_stopped() {
+    let bytes = multifd_channel(8);
+    // Within the first frame, within heads and bodies, in later rounds, and again and again.
+    for first in [1, 23, 24, 100, 5000, 77_777, 300_000] {
+        for room in [1 << 20, 3000] {
+            let (sender, receiver) = ends();
+            let breaks = [Some(first), Some(first / 2), Some(40_000), Some(0), Some(90_000), None];
+            let back: Vec<u8> = (0..100_000_u32).map(|n| (n % 251) as u8).collect();
+            let (got, got_back) =
+                through_breaks(&sender, &receiver, 1, bytes.clone(), back.clone(), room, &breaks).await;
+            assert!(got == bytes, "after {first} bytes the channel was changed");
+            assert!(got_back == back, "after {first} bytes the return path was changed");
+            assert_eq!(sender.flight.bytes(), 0, "everything was acknowledged");
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_another_channel_a_broken_one_fails_both_ends() {
+    let (sender, receiver) = ends();
+    let (source_qemu, source_socket) = duplex(1 << 20);
+    let (_destination_qemu, destination_socket) = duplex(1 << 20);
+    let (ours, theirs) = channels(1 << 20, &[Some(5000)]);
+    let (mut write, bytes) = (source_qemu, multifd_channel(1));
+    let (sent, sending, receiving) = tokio::join!(
+        write.write_all(&bytes),
+        sender.carry(1, source_socket, ours),
+        receiver.carry(destination_socket, theirs)
+    );
+    sent.unwrap();
+    assert!(sending.is_err() && receiving.is_err(), "{sending:?} {receiving:?}");
 }

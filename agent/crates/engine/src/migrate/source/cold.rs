@@ -115,7 +115,7 @@ impl Owner {
 
     /// Begins to copy the images.
     pub(super) async fn start_cold(&mut self) -> StepResult {
-        let disks = self.open_targets().await?;
+        let disks = self.open_targets()?;
         let mut work = Vec::new();
         for (source, disk) in disks.iter().zip(&self.disks) {
             self.copying.images.prints.push(Print::of(&source.path)?);
@@ -177,7 +177,7 @@ impl Owner {
     /// Shows how far the copy of a VM that is off has come; for others, QEMU's ticks do.
     pub(super) fn show_copied(&self) {
         use std::sync::atomic::Ordering;
-        let mut live = Live::default();
+        let mut live = Live { lost_ms: self.lost_millis(), ..Live::default() };
         for disk in &self.disks {
             live.disk_total += disk.size;
             live.disk_done += disk.target.counters().plain.load(Ordering::Relaxed).min(disk.size);

@@ -77,11 +77,11 @@ pub(super) async fn copy(client: &Client, map: &DirtyMap, target: &MirrorTarget)
 
 impl Owner {
     /// Opens the channel of each disk that is written, in the specification's order.
-    pub(super) async fn open_targets(&mut self) -> Result<Vec<SourceDisk>, String> {
+    pub(super) fn open_targets(&mut self) -> Result<Vec<SourceDisk>, String> {
         let derived = self.derived.clone().ok_or("the VM was not described")?;
         let disks: Vec<SourceDisk> = derived.disks.into_iter().filter(|disk| !disk.read_only).collect();
         for (channel, disk) in (FIRST_CHANNEL..).zip(&disks) {
-            let target = self.open_target(channel, disk.size).await?;
+            let target = self.open_target(channel, disk.size)?;
             self.disks.push(DiskRun {
                 id: disk.id.clone(),
                 node: disk.node.clone(),
@@ -93,18 +93,16 @@ impl Owner {
     }
 
     /// Opens the channel of one disk.
-    pub(super) async fn open_target(&mut self, channel: u16, size: u64) -> Result<Arc<MirrorTarget>, String> {
-        let tunnel = self.tunnel.clone().ok_or("there is no connection to the destination")?;
+    pub(super) fn open_target(&mut self, channel: u16, size: u64) -> Result<Arc<MirrorTarget>, String> {
         let key = self.key.ok_or("the destination gave no key")?;
         let generation = Generation(self.record.generation);
         let folder = self.context.records.folder(self.job.migration).map_err(|error| error.chain())?;
         let hello =
             ChannelHello { migration: self.job.migration, generation, channel, kind: ChannelKind::Disk };
-        let opened = tunnel.open_channel(hello).await.map_err(|error| error.chain())?;
         let leaves = LiveLeaves::new(folder.path(), ByteLen(size), HashKey::from_bytes(key))
             .map_err(|error| error.chain())?;
         let (target, work) =
-            MirrorTarget::start(opened.read, opened.write, Arc::new(leaves), self.context.cpu.clone());
+            MirrorTarget::start(self.contact.channels(hello), Arc::new(leaves), self.context.cpu.clone());
         self.carry("a disk's channel", async move { work.await.map_err(|error| error.chain()) });
         self.keep_leaves_fresh(&target);
         Ok(target)

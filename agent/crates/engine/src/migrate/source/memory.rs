@@ -55,6 +55,11 @@ pub(in super::super) struct Rates {
 }
 
 impl Rates {
+    /// The link was gone so long: that says nothing about the guest.
+    pub(super) fn forgive(&mut self, lost: Duration) {
+        self.since = self.since.map(|since| since + lost);
+    }
+
     /// Notes how many bytes the destination's QEMU has taken in all.
     fn note(&mut self, taken: u64) {
         let now = Instant::now();
@@ -182,7 +187,7 @@ impl Owner {
         self.rates.since = Some(Instant::now());
         let socket = self.socket("ram");
         let (listener, file) = mirror::listen_at(&socket)?;
-        let tunnel = self.tunnel.clone().ok_or("there is no connection to the destination")?;
+        let contact = self.contact.clone();
         let (migration, generation) = (self.job.migration, Generation(self.record.generation));
         let most = u16::from(multifd) + 1 + u16::from(postcopy);
         self.carry("the memory's channels", async move {
@@ -197,10 +202,10 @@ impl Owner {
                         number += 1;
                         let hello =
                             ChannelHello { migration, generation, channel: number, kind: ChannelKind::Ram };
-                        let channel = tunnel.open_channel(hello).await.map_err(|error| error.chain())?;
+                        let channels = contact.channels(hello);
                         let ram = Arc::clone(&ram);
                         let short = u8::try_from(number).unwrap_or(u8::MAX);
-                        work.spawn(async move { ram.carry(short, stream, channel.read, channel.write).await });
+                        work.spawn(async move { ram.carry(short, stream, channels).await });
                     }
                     Some(done) = work.join_next() => {
                         done.map_err(|panic| panic.to_string())?.map_err(|error| chain(&error))?;
@@ -223,12 +228,13 @@ impl Owner {
             self.prove_again().await;
             return;
         }
+        self.check_contact(todo);
         let qmp = match (self.state(), &self.qmp) {
             (SourceState::Mirroring, None) => return self.show_copied(),
             (SourceState::Mirroring | SourceState::PreCopy, Some(qmp)) => qmp.clone(),
             _ => return,
         };
-        let mut live = Live::default();
+        let mut live = Live { lost_ms: self.lost_millis(), ..Live::default() };
         for disk in &self.disks {
             let counters = disk.target.counters();
             live.disk_total += disk.size;
@@ -328,6 +334,9 @@ impl Owner {
 
     fn check_convergence(&mut self, todo: &mut VecDeque<SourceAction>) {
         let Some(since) = self.rates.since else { return };
+        if self.lost_millis() > 0 {
+            return;
+        }
         if since.elapsed() < self.job.options.timeout {
             return;
         }

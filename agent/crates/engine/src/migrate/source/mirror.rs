@@ -89,7 +89,7 @@ impl Owner {
         let derived = self.derived.clone().ok_or("the VM was not described")?;
         let writable = derived.disks.iter().filter(|disk| !disk.read_only);
         for (channel, disk) in (FIRST_CHANNEL..).zip(writable) {
-            let target = self.open_target(channel, disk.size).await?;
+            let target = self.open_target(channel, disk.size)?;
             let socket = self.socket(&disk.id);
             let listener = listen(&socket)?;
             let export = Export {
@@ -158,6 +158,7 @@ impl Owner {
 
     /// Ends the mirrors, makes what they wrote durable, and sends the roots.
     pub(super) async fn compare_roots(&mut self) -> StepResult {
+        self.wait_no_more();
         if self.record.mode != Mode::Live {
             if self.job.options.readback {
                 self.read_back_copied().await?;
@@ -208,7 +209,7 @@ impl Owner {
             if disk.target.flush().await != 0 {
                 return Err(format!("disk {} could not be flushed at the destination", disk.id));
             }
-            disk.target.end().await;
+            disk.target.end();
             let leaves = Arc::clone(disk.target.leaves());
             let root = self.context.cpu.run(move |_| leaves.root()).await.map_err(|error| error.chain())?;
             if let Some(qmp) = qmp.filter(|_| self.job.options.readback) {

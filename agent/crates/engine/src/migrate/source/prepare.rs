@@ -52,6 +52,7 @@ impl Owner {
             clock_ms: u64::try_from(clock.as_millis()).unwrap_or(0),
             dry_run: self.job.options.dry_run,
             pool: self.job.options.pool.clone(),
+            reconnect_ms: u64::try_from(self.job.options.reconnect.as_millis()).unwrap_or(u64::MAX),
         };
         self.derived = Some(derived);
         self.tell(&FromSource::Prepare(Box::new(prepare))).await?;

@@ -15,7 +15,7 @@ use crate::migrate::preflight::Finding;
 use crate::migrate::status::Command;
 
 impl Owner {
-    pub(super) fn signal(&mut self, signal: Signal, todo: &mut VecDeque<SourceAction>) {
+    pub(super) async fn signal(&mut self, signal: Signal, todo: &mut VecDeque<SourceAction>) {
         match signal {
             Signal::Copied(copied) => {
                 self.note_copied(copied);
@@ -25,12 +25,19 @@ impl Owner {
             Signal::TunnelLost(why) => {
                 tracing::warn!(migration = %self.job.migration, %why, "the connection to the destination is lost");
                 self.tunnel = None;
-                self.apply(SourceEvent::ContactLost, todo);
+                self.contact.down();
+                if self.can_wait() {
+                    self.lost.get_or_insert_with(Instant::now);
+                    self.redial();
+                } else {
+                    self.apply(SourceEvent::ContactLost, todo);
+                }
             }
             Signal::Dialled(tunnel) => {
                 self.redialling = false;
                 self.take_tunnel(*tunnel);
                 self.apply(SourceEvent::ContactBack, todo);
+                self.rejoin().await;
             }
             Signal::Qemu(event) => self.qemu(event, todo),
             Signal::QemuGone { why, dead: false } => {
@@ -52,8 +59,9 @@ impl Owner {
         }
     }
 
-    pub(super) fn message(&mut self, message: FromDestination, todo: &mut VecDeque<SourceAction>) {
+    fn message(&mut self, message: FromDestination, todo: &mut VecDeque<SourceAction>) {
         match message {
+            FromDestination::Rejoined {} => self.rejoined(),
             FromDestination::Prepared { generation, key, findings } => {
                 self.prepared(generation, &key, findings, todo);
             }
@@ -129,6 +137,9 @@ impl Owner {
             Some(bytes) if fresh => {
                 self.key = Some(bytes.0);
                 self.record.generation = generation;
+                if let Some(tunnel) = self.tunnel.clone() {
+                    self.contact.up(tunnel);
+                }
                 self.apply(SourceEvent::Prepared, todo);
             }
             _ => {

@@ -72,6 +72,10 @@ impl Owner {
     }
 
     async fn try_resume(&mut self) -> Result<(), String> {
+        self.wait_no_more();
+        if self.tunnel.is_none() {
+            self.fail_targets();
+        }
         // The fence first: a guest that runs must be startable again.
         let (fenced, was_paused) = match &self.record.role {
             Role::Source { fenced, was_paused, .. } => (*fenced, *was_paused),
@@ -90,7 +94,11 @@ impl Owner {
         let qmp = self.monitor().await?;
         fleece::end_exports(&qmp).await?;
         // The mirrors first: the destination gives up when the memory's stream ends, and their targets with it.
-        remove_mirrors(&qmp).await?;
+        if let Err(why) = remove_mirrors(&qmp).await {
+            // What the destination does not answer is not waited for when this is tried again.
+            self.fail_targets();
+            return Err(why);
+        }
         cancel_migration(&qmp).await?;
         if self.record.mode == Mode::Warm {
             self.remove_rounds(&qmp).await?;

@@ -118,7 +118,7 @@ impl Owner {
     pub(super) async fn start_rounds(&mut self) -> StepResult {
         let qmp = self.monitor().await?;
         let pid = self.job.process.ok_or("the VM's process is not known; is its qemu.pid there?")?.pid;
-        let disks = self.open_targets().await?;
+        let disks = self.open_targets()?;
         if disks.is_empty() {
             return Ok(Some(SourceEvent::MirrorReady));
         }
@@ -161,6 +161,7 @@ impl Owner {
 
     /// Stops the guest and copies the rest.
     pub(super) async fn last_round(&mut self) -> StepResult {
+        self.wait_no_more();
         let qmp = self.monitor().await?;
         if let Some(agent) = &self.copying.agent {
             // It is thawed when the guest runs here again: see `thaw`. At the destination it boots.
