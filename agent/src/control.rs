@@ -9,6 +9,7 @@
 //! client: {"command":"migrations"}                            daemon: {"migrations":[{...}]}
 //! client: {"command":"migration","id":"<digits>"}             daemon: {"migration":{"record":{...},...}}
 //! client: {"command":"migration-cancel","id":"<digits>"}      daemon: {"asked":"<32 digits>"}
+//! client: {"command":"migration-take-back","id":"<digits>"}   daemon: {"asked":"<32 digits>"}
 //! client: {"command":"migration-finalise","id":"<digits>"}    daemon: {"asked":"<32 digits>"}
 //! client: {"command":"migration-resolve","id":"<digits>","keep":"source"}
 //!                                                             daemon: {"asked":"<32 digits>"}
@@ -61,6 +62,11 @@ pub enum Request {
     },
     /// Undo one, while that is possible.
     MigrationCancel {
+        /// Which.
+        id: String,
+    },
+    /// Undo one, even when the guest runs at the destination: it is ended there, and what it did there is lost.
+    MigrationTakeBack {
         /// Which.
         id: String,
     },
@@ -184,6 +190,10 @@ mod tests {
             (r#"{"command":"migrations"}"#, Request::Migrations {}),
             (r#"{"command":"migration","id":"ab"}"#, Request::Migration { id: "ab".to_owned() }),
             (r#"{"command":"migration-cancel","id":"ab"}"#, Request::MigrationCancel { id: "ab".to_owned() }),
+            (
+                r#"{"command":"migration-take-back","id":"ab"}"#,
+                Request::MigrationTakeBack { id: "ab".to_owned() },
+            ),
             (
                 r#"{"command":"migration-finalise","id":"ab"}"#,
                 Request::MigrationFinalise { id: "ab".to_owned() },

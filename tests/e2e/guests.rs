@@ -5,6 +5,7 @@ mod contact;
 mod copied;
 mod doubt;
 mod live;
+mod rollback;
 mod scripted_agent;
 mod trouble;
 
@@ -68,7 +69,13 @@ impl<'a> World<'a> {
     /// Nothing of the guest is left at the destination.
     #[track_caller]
     fn nothing_is_left_at_the_destination(&self) {
-        self.destination.await_state(&["discarded"]);
+        self.nothing_is_left_there(&["discarded"]);
+    }
+
+    /// As above, in one of these states.
+    #[track_caller]
+    fn nothing_is_left_there(&self, states: &[&str]) {
+        self.destination.await_state(states);
         assert_eq!(self.destination.guest_process(VM), None, "a QEMU waits at the destination");
         assert!(!self.destination.layout(VM).config().exists(), "NovaCron there could start it");
         assert_eq!(self.destination.disk_paths(), Vec::<std::path::PathBuf>::new());

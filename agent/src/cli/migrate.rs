@@ -281,14 +281,20 @@ enum MigrationCommand {
     /// Back to the source: cancels, or says how to go back once the guest runs at the destination.
     #[command(after_help = "\
 Once the guest has run at the destination, the source's memory is old: going back is a migration the other way, and
-this command says which.
+this command says which. With --discard-destination the guest is ended at the destination, for good, and goes on at the
+source from the instant of the cut-over, as long as its copy there was not finalised: EVERYTHING THAT IT DID SINCE IS
+LOST. Nothing runs at the source before the destination has confirmed; when it does not answer, see `migration resolve`.
 
-Example:
-  novaferry-agent migration rollback 0123abcd")]
+Examples:
+  novaferry-agent migration rollback 0123abcd
+  novaferry-agent migration rollback 0123abcd --discard-destination")]
     Rollback {
         /// The migration, as `list` prints it, or the first digits of it.
         #[arg(value_name = "ID", value_parser = migration_id)]
         id: String,
+        /// End the guest at the destination, and lose everything that it did there.
+        #[arg(long)]
+        discard_destination: bool,
         #[command(flatten)]
         socket: SocketArgs,
     },
@@ -319,7 +325,10 @@ impl MigrationArgs {
         match self.command {
             C::List { socket } => (socket, Request::Migrations {}),
             C::Status { id, socket } => (socket, Request::Migration { id }),
-            C::Cancel { id, socket } | C::Rollback { id, socket } => {
+            C::Rollback { id, discard_destination: true, socket } => {
+                (socket, Request::MigrationTakeBack { id })
+            }
+            C::Cancel { id, socket } | C::Rollback { id, socket, .. } => {
                 (socket, Request::MigrationCancel { id })
             }
             C::Finalise { id, socket } => (socket, Request::MigrationFinalise { id }),

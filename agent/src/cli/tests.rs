@@ -127,6 +127,10 @@ fn migrations_are_understood() {
         let expected = Request::MigrationCancel { id: id.clone() };
         assert_eq!(request(&format!("x migration {undo} ab")), expected);
     }
+    assert_eq!(
+        request("x migration rollback ab --discard-destination"),
+        Request::MigrationTakeBack { id: id.clone() }
+    );
     assert_eq!(request("x migration finalise ab"), Request::MigrationFinalise { id: id.clone() });
     assert_eq!(
         request("x migration resolve ab --keep destination --other-side-is-off"),

@@ -139,6 +139,9 @@ pub async fn answer(request: &Request, registry: &Registry, desk: &Desk) -> Answ
             or_error(desk.find(id).await, |shown| Answer::Migration(Box::new(shown)))
         }
         Request::MigrationCancel { id } => or_error(desk.command(id, Command::Cancel).await, Answer::Asked),
+        Request::MigrationTakeBack { id } => {
+            or_error(desk.command(id, Command::TakeBack).await, Answer::Asked)
+        }
         Request::MigrationFinalise { id } => {
             or_error(desk.command(id, Command::Finalise).await, Answer::Asked)
         }

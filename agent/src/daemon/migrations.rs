@@ -7,6 +7,7 @@
 mod desk;
 mod job;
 mod meter;
+mod taking_back;
 mod words;
 
 #[cfg(test)]
@@ -377,6 +378,13 @@ impl Migrations {
         if !words::fits(command, &status.record.role) {
             let host = self.with.shows.borrow().signer.name().to_owned();
             return Err(words::why_not(command, &status.record, &host, self.port));
+        }
+        if command == Command::TakeBack {
+            let host = self.with.shows.borrow().signer.name().to_owned();
+            let known = self.records.generation(&status.record.vm).map_err(|error| error.chain())?;
+            if let Some(objection) = taking_back::objection(&status.record, known, &host, self.port) {
+                return Err(objection);
+            }
         }
         tracing::info!(%migration, ?command, state = status.record.state_name(), "asked through the control socket");
         running.handle.commands.try_send(command).map_err(|error| match error {

@@ -101,9 +101,10 @@ pub fn state(role: &Role) -> String {
             format!("{}: {why}", state.name())
         }
         Role::Source { state, .. } => state.name().to_owned(),
-        Role::Destination { state: state @ (D::Burning(why) | D::Burned(why)), .. } => {
-            format!("{}: {why}", state.name())
-        }
+        Role::Destination {
+            state: state @ (D::Burning(why) | D::Burned(why) | D::Revoking(why) | D::Revoked(why)),
+            ..
+        } => format!("{}: {why}", state.name()),
         Role::Destination { state, .. } => state.name().to_owned(),
     }
 }
@@ -122,6 +123,10 @@ fn next(record: &Record) -> Option<String> {
         Role::Source { state: SourceState::DestinationLost, .. } => Some(format!(
             "the guest died at {peer}; choose a copy: novaferry-agent migration resolve {id} --keep \
              source|destination --other-side-is-off"
+        )),
+        Role::Source { state: SourceState::TakingBack, .. } => Some(format!(
+            "wait for {peer} to end the guest; or make sure that it is off, and: novaferry-agent migration resolve {id} \
+             --keep source --other-side-is-off"
         )),
         _ => None,
     }

@@ -5,8 +5,9 @@
 //! source:       Preparing ─► Mirroring ─► PreCopy ─► Paused ─► Fencing ─► Permitting ─► Running ─► Proven ─► Finalised
 //!                   └────────────┴───────────┴─────────┴─────────┴──► Undoing ─► RolledBack        │
 //!                                                      Permitting ─► InDoubt ─► (verdict) ─────────┘
+//!               Permitting, InDoubt, Running, Proven, DestinationLost ─► TakingBack ─► Undoing ─► RolledBack
 //! destination:  Waiting ─► Permitted ─► Starting ─► Running ─► Finalised
-//!                   └────────────┴──► Burning ─► Burned
+//!                   └────────────┴──► Burning ─► Burned  └─► Revoking ─► Revoked
 //! ```
 //!
 //! The rules that the machines keep (design, "Live migration"):
@@ -19,6 +20,8 @@
 //!   without it proves that the guest never ran there.
 //! - **In doubt is a state.** When the answer to a permit is lost, the source starts nothing until the destination says
 //!   what became of it, or an operator asserts that the other side is off.
+//! - **Taken back only by word.** A guest that may have run at the destination goes on at the source from older memory
+//!   only when an operator said so, and the destination ended its own for good and recorded that before it answered.
 //!
 //! Every state is recorded before the actions that entering it asks for are done; [`SourceState::is_durable`] and
 //! [`DestinationState::is_durable`] say which records must reach the medium. What does not fit a state is ignored:
@@ -44,6 +47,11 @@ pub enum Verdict {
     Runs,
     /// The guest may have run there, and is dead now.
     RanAndDied,
+    /// The guest may have run there; it was ended because the source took it back, and never runs there again under
+    /// this migration: durable.
+    Revoked,
+    /// The guest is that host's for good: it is not given back.
+    Kept,
     /// Nothing is known of this migration there: its records were lost.
     Unknown,
 }

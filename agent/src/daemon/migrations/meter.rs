@@ -12,7 +12,8 @@ pub(super) fn look(running: impl Iterator<Item = Status>) {
         match status.record.role {
             Role::Source { state, .. } => {
                 out += 1;
-                doubt += u32::from(matches!(state, SourceState::InDoubt | SourceState::DestinationLost));
+                use SourceState as S;
+                doubt += u32::from(matches!(state, S::InDoubt | S::DestinationLost | S::TakingBack));
             }
             Role::Destination { .. } => into += 1,
         }

@@ -14,11 +14,16 @@ pub(super) fn fits(command: Command, role: &Role) -> bool {
             matches!(state, S::Preparing | S::Mirroring | S::PreCopy | S::Paused | S::Fencing)
         }
         (Command::Cancel, Role::Destination { state, .. }) => matches!(state, D::Waiting { .. }),
+        (Command::TakeBack, Role::Source { state, .. }) => {
+            !matches!(state, S::Undoing(_)) && !state.is_final()
+        }
+        (Command::TakeBack, Role::Destination { .. }) => false,
         (Command::Finalise, Role::Source { state, .. }) => matches!(state, S::Running | S::Proven),
         (Command::Finalise, Role::Destination { state, .. }) => matches!(state, D::Running),
+        (Command::Resolve(Choice::Source), Role::Source { state: S::TakingBack, .. }) => true,
         (Command::Resolve(_), Role::Source { state, .. }) => matches!(state, S::InDoubt | S::DestinationLost),
         (Command::Resolve(Choice::Source), Role::Destination { state, .. }) => {
-            matches!(state, D::Permitted { .. })
+            matches!(state, D::Permitted { .. } | D::Running)
         }
         (Command::Resolve(Choice::Destination), Role::Destination { state, .. }) => {
             matches!(state, D::Permitted { complete: true } | D::Running)
@@ -33,7 +38,12 @@ pub(super) fn why_not(command: Command, record: &Record, host: &str, port: u16) 
         (_, _) if record.is_final() => format!("migration {id} is over ({state})"),
         (Command::Cancel, Role::Source { state: SourceState::Running | SourceState::Proven, .. }) => format!(
             "VM {vm} runs at {peer}, and its memory there is newer than what is here; to go back, run on {peer}: \
-             novaferry-agent migrate {vm} --to novaferry://{host}:{port}"
+             novaferry-agent migrate {vm} --to novaferry://{host}:{port}; or, to lose everything since the cut-over, run \
+             here: novaferry-agent migration rollback {id} --discard-destination"
+        ),
+        (Command::Cancel, Role::Source { state: SourceState::TakingBack, .. }) => format!(
+            "VM {vm} is being taken back already ({state}): {peer} has not confirmed yet that it ended it; when {peer} is \
+             off and stays off: novaferry-agent migration resolve {id} --keep source --other-side-is-off"
         ),
         (Command::Cancel, Role::Source { state: SourceState::Permitting | SourceState::InDoubt, .. }) => {
             format!(
@@ -45,10 +55,25 @@ pub(super) fn why_not(command: Command, record: &Record, host: &str, port: u16) 
             "VM {vm} ran at {peer} and died there; choose a copy: novaferry-agent migration resolve {id} --keep \
              source|destination --other-side-is-off"
         ),
-        (Command::Cancel, Role::Source { .. }) => format!("migration {id} is being undone already ({state})"),
+        (Command::Cancel | Command::TakeBack, Role::Source { .. }) => {
+            format!("migration {id} is being undone already ({state})")
+        }
         (Command::Cancel, Role::Destination { .. }) => format!(
             "VM {vm} may run here already ({state}); to send it back: novaferry-agent migrate {vm} --to \
              novaferry://{peer}:{port}"
+        ),
+        (Command::TakeBack, Role::Destination { .. }) => format!(
+            "VM {vm} is taken back by the host that it came from; run on {peer}: novaferry-agent migration rollback {id} \
+             --discard-destination"
+        ),
+        (
+            Command::Resolve(Choice::Source),
+            Role::Source {
+                state: SourceState::Permitting | SourceState::Running | SourceState::Proven, ..
+            },
+        ) => format!(
+            "{peer} is asked first, in case that it is there after all ({state}): novaferry-agent migration rollback {id} \
+             --discard-destination; when it does not answer, resolve"
         ),
         (Command::Finalise, _) => format!(
             "the guest is not known to run at the destination ({state}); wait for it, or see `novaferry-agent \

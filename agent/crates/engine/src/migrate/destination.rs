@@ -3,6 +3,7 @@
 mod images;
 mod prepare;
 mod rejoin;
+mod revoke;
 mod run;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -274,7 +275,8 @@ impl Owner {
             && let Err(error) = self.save()
         {
             tracing::error!(error = %error.chain(), "a migration's state cannot be recorded");
-            let giving_up = matches!(self.machine.state(), DestinationState::Burning(_));
+            let giving_up =
+                matches!(self.machine.state(), DestinationState::Burning(_) | DestinationState::Revoking(_));
             self.machine = before;
             // What was not recorded must not be acted on. Giving up that cannot be recorded is tried again at the next
             // start; until then the source is in doubt, which is the truth.
@@ -363,7 +365,10 @@ impl Owner {
             Signal::QemuGone(why) => {
                 let ending = matches!(
                     self.machine.state(),
-                    DestinationState::Burning(_) | DestinationState::Burned(_)
+                    DestinationState::Burning(_)
+                        | DestinationState::Burned(_)
+                        | DestinationState::Revoking(_)
+                        | DestinationState::Revoked(_)
                 );
                 if !ending {
                     tracing::warn!(migration = %self.migration, %why, "QEMU at the destination is gone");
@@ -419,10 +424,16 @@ impl Owner {
                 }
             }
             FromSource::Rejoin {} => self.rejoin().await,
-            FromSource::Ask {} if !self.prepared => {
+            FromSource::Ask {} | FromSource::Revoke {} if !self.prepared => {
                 self.tell(&FromDestination::Verdict { verdict: Verdict::Unknown }).await;
             }
             FromSource::Ask {} => self.apply(DestinationEvent::Ask, todo),
+            FromSource::Revoke {} => {
+                if self.moved_on() {
+                    self.apply(DestinationEvent::Finalise, todo);
+                }
+                self.apply(DestinationEvent::Revoke, todo);
+            }
             FromSource::Prove {} => {
                 let proof = self.prove().await;
                 self.tell(&proof).await;
@@ -453,6 +464,8 @@ impl Owner {
                     self.apply(DestinationEvent::Failed(why), todo);
                 }
             }
+            // Only the source takes back.
+            Command::TakeBack => {}
             Command::Finalise => self.apply(DestinationEvent::Finalise, todo),
             Command::Resolve(choice) => self.apply(DestinationEvent::Resolve(choice), todo),
         }

@@ -82,6 +82,8 @@ pub enum FromSource {
         /// For people.
         reason: String,
     },
+    /// End the guest for good, even if it runs: an operator takes it back.
+    Revoke {},
     /// The source's copy is given up.
     Finalise {},
 }

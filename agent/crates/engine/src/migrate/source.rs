@@ -318,7 +318,7 @@ impl Owner {
                     biased;
                     outcome = &mut work => break Some(outcome),
                     Some(command) = commands.recv(), if can_cancel => match command {
-                        Command::Cancel => break None,
+                        Command::Cancel | Command::TakeBack => break None,
                         // Nothing is there to be finalised or resolved yet.
                         Command::Finalise | Command::Resolve(_) => {}
                     },
@@ -422,6 +422,10 @@ impl Owner {
                 if let Err(why) = self.tell(&FromSource::Abort { reason }).await {
                     tracing::debug!(%why, "the destination cannot be told; it gives up by itself");
                 }
+                Ok(None)
+            }
+            SourceAction::Revoke => {
+                self.tell_or_redial(&FromSource::Revoke {}).await;
                 Ok(None)
             }
             SourceAction::Resume => Ok(self.resume().await),

@@ -53,6 +53,8 @@ pub enum Command {
     Cancel,
     /// Give up the source's copy.
     Finalise,
+    /// Undo it, even when the guest runs at the destination: it is ended there, and what it did there is lost.
+    TakeBack,
     /// End doubt.
     Resolve(Choice),
 }

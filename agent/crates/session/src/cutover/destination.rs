@@ -30,6 +30,10 @@ pub enum DestinationState {
     Burned(String),
     /// The guest ran, or may have, and is dead.
     Died,
+    /// The source takes the guest back: it is being ended, and what it did here is thrown away.
+    Revoking(String),
+    /// The guest ran here, or may have. It was ended, and never runs here again under this migration.
+    Revoked(String),
 }
 
 /// What happened.
@@ -53,6 +57,8 @@ pub enum DestinationEvent {
     Ask,
     /// The source gave up its copy.
     Finalise,
+    /// The source takes the guest back, by an operator's word.
+    Revoke,
     /// The guest's process here is gone.
     QemuDied,
     /// What was received is thrown away.
@@ -91,7 +97,7 @@ impl DestinationState {
     /// Nothing will happen any more.
     #[must_use]
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::Finalised | Self::Burned(_) | Self::Died)
+        matches!(self, Self::Finalised | Self::Burned(_) | Self::Died | Self::Revoked(_))
     }
 
     /// The guest may run here.
@@ -112,6 +118,8 @@ impl DestinationState {
             Self::Burning(_) => "discarding",
             Self::Burned(_) => "discarded",
             Self::Died => "died",
+            Self::Revoking(_) => "revoking",
+            Self::Revoked(_) => "revoked",
         }
     }
 }
@@ -149,6 +157,9 @@ impl Destination {
     }
 }
 
+/// Why a guest is ended that may have run here.
+const TAKEN_BACK: &str = "the source took the guest back by an operator's word";
+
 fn step(
     state: &DestinationState,
     event: DestinationEvent,
@@ -157,6 +168,7 @@ fn step(
     use DestinationEvent as E;
     use DestinationState as S;
     let burn = |why: String| Some((S::Burning(why), vec![A::Discard]));
+    let revoke = |why: &str| Some((S::Revoking(why.to_owned()), vec![A::Discard]));
     match state {
         S::Waiting { complete } => match event {
             E::Complete => Some((S::Waiting { complete: true }, vec![])),
@@ -166,6 +178,7 @@ fn step(
             E::ContactLost => burn("the connection to the source was lost".to_owned()),
             E::QemuDied => burn("the guest's process here died".to_owned()),
             E::Ask => burn("the source asked, and there was no permit".to_owned()),
+            E::Revoke => burn(TAKEN_BACK.to_owned()),
             E::Restarted { .. } => burn("the agent at the destination was restarted".to_owned()),
             _ => None,
         },
@@ -181,6 +194,7 @@ fn step(
             }
             E::Ask if *complete => Some((S::Permitted { complete: true }, vec![A::Say(Verdict::Ready)])),
             E::Ask => burn("the source asked, and the guest was not complete".to_owned()),
+            E::Revoke => burn(TAKEN_BACK.to_owned()),
             E::Resolve(Choice::Source) => burn("an operator chose the source's copy".to_owned()),
             E::Resolve(Choice::Destination) if *complete => {
                 Some((S::Permitted { complete: true }, vec![A::Run]))
@@ -193,6 +207,7 @@ fn step(
             E::QemuDied | E::Restarted { alive: false } => Some((S::Died, vec![A::Say(Verdict::RanAndDied)])),
             // The source is fenced and this side has the permit: letting it run once more does no harm.
             E::Restarted { alive: true } => Some((S::Starting, vec![A::Run])),
+            E::Revoke => revoke(TAKEN_BACK),
             _ => None,
         },
         S::Running => match event {
@@ -200,25 +215,40 @@ fn step(
             E::Restarted { alive: true } => Some((S::Running, vec![A::SayRuns])),
             E::Finalise | E::Resolve(Choice::Destination) => Some((S::Finalised, vec![])),
             E::QemuDied | E::Restarted { alive: false } => Some((S::Died, vec![])),
+            E::Revoke => revoke(TAKEN_BACK),
+            E::Resolve(Choice::Source) => revoke("an operator chose the source's copy"),
             _ => None,
         },
         S::Finalised => match event {
             E::Ask => Some((S::Finalised, vec![A::Say(Verdict::Runs)])),
+            E::Revoke => Some((S::Finalised, vec![A::Say(Verdict::Kept)])),
             _ => None,
         },
         S::Burning(why) => match event {
             E::Discarded => Some((S::Burned(why.clone()), vec![A::SayNotRun])),
-            E::Restarted { .. } => Some((S::Burning(why.clone()), vec![A::Discard])),
+            // Throwing away may have failed: it is tried again.
+            E::Restarted { .. } | E::Revoke => Some((S::Burning(why.clone()), vec![A::Discard])),
+            _ => None,
+        },
+        S::Revoking(why) => match event {
+            E::Discarded => Some((S::Revoked(why.clone()), vec![A::Say(Verdict::Revoked)])),
+            E::Restarted { .. } | E::Revoke => Some((S::Revoking(why.clone()), vec![A::Discard])),
+            _ => None,
+        },
+        S::Revoked(why) => match event {
+            E::Ask | E::Revoke | E::Permit => Some((S::Revoked(why.clone()), vec![A::Say(Verdict::Revoked)])),
             _ => None,
         },
         S::Burned(why) => match event {
             E::Ask => Some((S::Burned(why.clone()), vec![A::Say(Verdict::Burned)])),
             // It crossed our word on the way.
-            E::Permit => Some((S::Burned(why.clone()), vec![A::SayNotRun])),
+            E::Permit | E::Revoke => Some((S::Burned(why.clone()), vec![A::SayNotRun])),
             _ => None,
         },
         S::Died => match event {
             E::Ask => Some((S::Died, vec![A::Say(Verdict::RanAndDied)])),
+            E::Revoke => revoke(TAKEN_BACK),
+            E::Resolve(Choice::Source) => revoke("an operator chose the source's copy"),
             E::Finalise | E::Resolve(Choice::Destination) => Some((S::Finalised, vec![])),
             _ => None,
         },

@@ -30,6 +30,9 @@ pub enum SourceState {
     Finalised,
     /// The guest ran at the destination and died there. The operator chooses what to start.
     DestinationLost,
+    /// An operator takes the guest back and gives up what it did at the destination. Only the destination's word that
+    /// its guest is ended for good, or an operator's that it is off, leads to the guest running here.
+    TakingBack,
     /// Being undone: the guest is to run here again.
     Undoing(String),
     /// Undone: the guest runs here.
@@ -65,6 +68,8 @@ pub enum SourceEvent {
     FinaliseDone,
     /// Somebody wants the migration undone.
     Cancel,
+    /// An operator wants the guest back, even at the price of all that it did at the destination.
+    TakeBack,
     /// A step failed here or was refused there.
     Failed(String),
     /// The connection is gone, or the destination's process is.
@@ -102,6 +107,8 @@ pub enum SourceAction {
     Prove,
     /// Tell the destination to give up what it has.
     Abort,
+    /// Tell the destination to end its guest for good, even if it runs.
+    Revoke,
     /// Lift the fence, end mirror and copy, and let the guest run here.
     Resume,
     /// Give up this side's copy, durably, and tell the destination.
@@ -151,6 +158,7 @@ impl SourceState {
             Self::Proven => "proven",
             Self::Finalised => "finalised",
             Self::DestinationLost => "destination-lost",
+            Self::TakingBack => "taking-back",
             Self::Undoing(_) => "undoing",
             Self::RolledBack(_) => "rolled-back",
             Self::Stopped(_) => "stopped",
@@ -197,12 +205,17 @@ impl Source {
     }
 }
 
+/// Why a guest runs here again that had run at the destination.
+const REVOKED: &str =
+    "an operator took the guest back; what it did at the destination since the cut-over is lost";
+
 fn step(state: &SourceState, event: SourceEvent) -> Option<(SourceState, Vec<SourceAction>)> {
     use SourceAction as A;
     use SourceEvent as E;
     use SourceState as S;
     // The guest first: it is what people wait for. The destination has no permit, so nothing hurries there.
     let undo = |why: &str| Some((S::Undoing(why.to_owned()), vec![A::Resume, A::Abort]));
+    let take_back = Some((S::TakingBack, vec![A::Revoke]));
     match state {
         S::Preparing | S::Mirroring | S::PreCopy | S::Paused | S::Fencing => match (state, event) {
             (S::Preparing, E::Prepared) => Some((S::Mirroring, vec![A::StartMirror])),
@@ -210,7 +223,7 @@ fn step(state: &SourceState, event: SourceEvent) -> Option<(SourceState, Vec<Sou
             (S::PreCopy, E::SwitchoverReached) => Some((S::Paused, vec![A::CompareRoots])),
             (S::Paused, E::RootsEqual) => Some((S::Fencing, vec![A::MakeFence])),
             (S::Fencing, E::FenceDurable) => Some((S::Permitting, vec![A::Permit])),
-            (_, E::Cancel) => undo("cancelled"),
+            (_, E::Cancel | E::TakeBack) => undo("cancelled"),
             (_, E::NotRun) => undo("the destination gave up"),
             (_, E::Failed(why)) => undo(&why),
             (_, E::ContactLost) => undo("the connection to the destination was lost"),
@@ -226,10 +239,13 @@ fn step(state: &SourceState, event: SourceEvent) -> Option<(SourceState, Vec<Sou
             E::Runs => Some((S::Running, vec![A::Prove])),
             E::NotRun | E::Verdict(Verdict::Burned) => undo("the destination did not start the guest"),
             E::ContactLost | E::Restarted | E::Failed(_) | E::QemuDied => Some((S::InDoubt, vec![A::Ask])),
+            E::TakeBack => take_back,
             _ => None,
         },
         S::InDoubt => match event {
             E::ContactBack | E::Restarted => Some((S::InDoubt, vec![A::Ask])),
+            E::TakeBack => take_back,
+            E::Verdict(Verdict::Revoked) => undo(REVOKED),
             E::NotRun | E::Verdict(Verdict::Burned) => undo("the destination did not start the guest"),
             E::Verdict(Verdict::Ready) => Some((S::Permitting, vec![A::Permit])),
             E::Runs | E::Verdict(Verdict::Runs) => Some((S::Running, vec![A::Prove])),
@@ -243,16 +259,31 @@ fn step(state: &SourceState, event: SourceEvent) -> Option<(SourceState, Vec<Sou
             E::ContactBack | E::Restarted => Some((S::Running, vec![A::Prove])),
             E::Verdict(Verdict::RanAndDied) => Some((S::DestinationLost, vec![])),
             E::Finalise => Some((S::Finalised, vec![A::GiveUp])),
+            E::TakeBack => take_back,
             _ => None,
         },
         S::Proven => match event {
             E::Finalise => Some((S::Finalised, vec![A::GiveUp])),
+            E::TakeBack => take_back,
             E::Verdict(Verdict::RanAndDied) => Some((S::DestinationLost, vec![])),
             _ => None,
         },
         S::DestinationLost => match event {
             E::Resolve(Choice::Source) => undo("an operator chose the source's copy"),
             E::Resolve(Choice::Destination) => Some((S::Proven, vec![])),
+            E::TakeBack => take_back,
+            _ => None,
+        },
+        // Asked again until it is answered: the destination does nothing twice. That the guest runs there, which may
+        // have been said before it heard, is no answer.
+        S::TakingBack => match event {
+            E::ContactLost | E::ContactBack | E::Restarted | E::TakeBack => take_back,
+            E::Verdict(Verdict::Revoked) => undo(REVOKED),
+            E::NotRun | E::Verdict(Verdict::Burned) => {
+                undo("an operator took the guest back; it had not run at the destination, so nothing is lost")
+            }
+            E::Verdict(Verdict::Kept) => Some((S::Running, vec![A::Prove])),
+            E::Resolve(Choice::Source) => undo("an operator chose the source's copy"),
             _ => None,
         },
         S::Finalised => match event {

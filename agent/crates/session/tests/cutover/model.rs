@@ -1,6 +1,7 @@
 //! Two hosts, a link, and every interleaving of their steps with up to three faults: the guest never runs twice, what
-//! ran at the destination is never followed by the source's older memory, and when the faults stop the guest runs in
-//! one place or the state says why not.
+//! ran at the destination is never followed by the source's older memory unless an operator took it back and the
+//! destination has recorded that its own is ended, and when the faults stop the guest runs in one place or the state
+//! says why not. Operators, at both ends, may say their word at any moment; each word counts as a fault.
 //!
 //! The world is a simulator of the hosts around the real machines. Breadth first over all reachable worlds.
 
@@ -31,6 +32,7 @@ enum ToDestination {
     LastPart,
     Abort,
     Ask,
+    Revoke,
     Finalise,
 }
 
@@ -149,6 +151,7 @@ impl World {
                 }
             }
             SourceAction::Abort => self.send(ToDestination::Abort),
+            SourceAction::Revoke => self.send(ToDestination::Revoke),
             SourceAction::Resume => {
                 self.fenced = false;
                 if self.source.guest == Guest::Dead {
@@ -216,6 +219,7 @@ impl World {
                 }
                 self.tell_destination(DestinationEvent::Ask);
             }
+            Some(ToDestination::Revoke) => self.tell_destination(DestinationEvent::Revoke),
             Some(ToDestination::Finalise) => self.tell_destination(DestinationEvent::Finalise),
             Some(ToDestination::Prepare | ToDestination::LastPart) | None => {}
         }
@@ -345,14 +349,27 @@ impl World {
             world.tell_destination(DestinationEvent::QemuDied);
         });
         with(true, |world| world.tell_source(SourceEvent::Cancel));
+        with(true, |world| world.tell_source(SourceEvent::TakeBack));
+        with(self.operator_speaks_there(), |world| world.tell_destination(DestinationEvent::Finalise));
+        with(self.operator_speaks_there(), |world| {
+            world.tell_destination(DestinationEvent::Resolve(Choice::Source));
+        });
         next
+    }
+
+    /// There is a guest at the destination that its operator can decide about.
+    fn operator_speaks_there(&self) -> bool {
+        let state = self.destination.machine.as_ref().map(Destination::state);
+        matches!(state, Some(DestinationState::Running | DestinationState::Died))
     }
 
     fn check(&self) {
         let here = self.source.guest == Guest::Running;
         let there = self.destination.guest == Guest::Running;
         assert!(!(here && there), "the guest runs twice: {self:?}");
-        assert!(!(here && self.ran_there), "older memory runs again: {self:?}");
+        let revoked = matches!(self.destination.record, Some(DestinationState::Revoked(_)));
+        assert!(!(here && self.ran_there && !revoked), "older memory runs again: {self:?}");
+        assert!(!(there && revoked), "what was taken back runs again: {self:?}");
         if self.fenced {
             assert!(!here, "a fenced guest runs: {self:?}");
         }
@@ -368,6 +385,10 @@ impl World {
         let here = self.source.guest == Guest::Running;
         let there = self.destination.guest == Guest::Running;
         let source = self.source.machine.as_ref().map(Source::state);
+        assert!(
+            !matches!(source, Some(SourceState::TakingBack)),
+            "not taken back with all repaired: {self:?}"
+        );
         if here ^ there {
             return;
         }
@@ -389,7 +410,8 @@ impl World {
         assert!(!matches!(source, Some(SourceState::InDoubt)), "in doubt with everything repaired: {self:?}");
         if matches!(source, Some(SourceState::Running | SourceState::Proven | SourceState::Finalised)) {
             // The guest there died after it had run: only a fault does that.
-            assert_eq!(self.destination.guest, Guest::Dead, "{self:?}");
+            let ended = matches!(self.destination.record, Some(DestinationState::Revoked(_)));
+            assert!(ended || self.destination.guest == Guest::Dead, "{self:?}");
         }
     }
 
@@ -415,11 +437,12 @@ fn no_interleaving_with_three_faults_runs_the_guest_twice() {
     let mut seen = HashSet::new();
     let mut queue = VecDeque::from([World::new()]);
     seen.insert(World::new());
-    let mut finished = false;
+    let (mut finished, mut taken_back) = (false, false);
     while let Some(world) = queue.pop_front() {
         world.check();
         world.clone().settle();
         finished |= world.source.machine.as_ref().is_some_and(|s| *s.state() == SourceState::Proven);
+        taken_back |= world.ran_there && world.source.guest == Guest::Running;
         for next in world.steps().into_iter().chain(world.repairs()).chain(world.faults()) {
             if seen.insert(next.clone()) {
                 queue.push_back(next);
@@ -427,6 +450,7 @@ fn no_interleaving_with_three_faults_runs_the_guest_twice() {
         }
     }
     assert!(finished, "no run got to the end");
+    assert!(taken_back, "no guest that had run there was taken back");
     assert!(seen.len() > 5_000, "only {} worlds were visited", seen.len());
     println!("{} worlds", seen.len());
 }
@@ -440,4 +464,40 @@ fn an_operator_ends_doubt() {
     assert_eq!(source.handle(SourceEvent::Resolve(Choice::Destination)).unwrap(), []);
     assert_eq!(*source.state(), SourceState::Proven);
     assert!(!source.state().may_run_here());
+}
+
+#[test]
+fn the_answer_to_a_taken_back_guest_is_lost_and_asked_for_again() {
+    let mut source = Source::from_record(SourceState::Proven);
+    assert_eq!(source.handle(SourceEvent::TakeBack).unwrap(), [SourceAction::Revoke]);
+    let mut destination = Destination::from_record(DestinationState::Running);
+    assert_eq!(destination.handle(DestinationEvent::Revoke).unwrap(), [DestinationAction::Discard]);
+    assert!(!destination.starting(), "it may not run again");
+    let said = [DestinationAction::Say(Verdict::Revoked)];
+    assert_eq!(destination.handle(DestinationEvent::Discarded).unwrap(), said);
+    // The source dies before it hears.
+    let mut source = Source::from_record(source.state().clone());
+    assert!(!source.state().may_run_here());
+    assert_eq!(source.handle(SourceEvent::Restarted).unwrap(), [SourceAction::Revoke]);
+    assert_eq!(destination.handle(DestinationEvent::Revoke).unwrap(), said);
+    let actions = source.handle(SourceEvent::Verdict(Verdict::Revoked)).unwrap();
+    assert_eq!(actions, [SourceAction::Resume, SourceAction::Abort]);
+    // A permit that was under way all the time starts nothing.
+    assert_eq!(destination.handle(DestinationEvent::Permit).unwrap(), said);
+    assert!(!destination.starting());
+}
+
+#[test]
+fn an_operator_takes_back_what_the_destination_cannot_give() {
+    let mut source = Source::from_record(SourceState::TakingBack);
+    // Whose host is off, by the operator's word.
+    let actions = source.handle(SourceEvent::Resolve(Choice::Source)).unwrap();
+    assert_eq!(actions, [SourceAction::Resume, SourceAction::Abort]);
+    // What was given to that host for good stays there.
+    let mut source = Source::from_record(SourceState::TakingBack);
+    assert_eq!(source.handle(SourceEvent::Verdict(Verdict::Kept)).unwrap(), [SourceAction::Prove]);
+    assert_eq!(*source.state(), SourceState::Running);
+    let mut destination = Destination::from_record(DestinationState::Finalised);
+    let said = [DestinationAction::Say(Verdict::Kept)];
+    assert_eq!(destination.handle(DestinationEvent::Revoke).unwrap(), said);
 }

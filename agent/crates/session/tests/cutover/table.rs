@@ -20,6 +20,7 @@ fn source_states() -> Vec<SourceState> {
         S::Proven,
         S::Finalised,
         S::DestinationLost,
+        S::TakingBack,
         S::Undoing("why".to_owned()),
         S::RolledBack("why".to_owned()),
         S::Stopped("why".to_owned()),
@@ -41,10 +42,13 @@ fn source_events() -> Vec<SourceEvent> {
         E::Verdict(Verdict::Runs),
         E::Verdict(Verdict::RanAndDied),
         E::Verdict(Verdict::Unknown),
+        E::Verdict(Verdict::Revoked),
+        E::Verdict(Verdict::Kept),
         E::Proved,
         E::Finalise,
         E::FinaliseDone,
         E::Cancel,
+        E::TakeBack,
         E::Failed("cause".to_owned()),
         E::ContactLost,
         E::ContactBack,
@@ -69,6 +73,8 @@ fn destination_states() -> Vec<DestinationState> {
         S::Burning("why".to_owned()),
         S::Burned("why".to_owned()),
         S::Died,
+        S::Revoking("why".to_owned()),
+        S::Revoked("why".to_owned()),
     ]
 }
 
@@ -84,6 +90,7 @@ fn destination_events() -> Vec<DestinationEvent> {
         E::ContactLost,
         E::Ask,
         E::Finalise,
+        E::Revoke,
         E::QemuDied,
         E::Discarded,
         E::Resolve(Choice::Source),

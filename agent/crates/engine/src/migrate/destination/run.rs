@@ -20,7 +20,7 @@ use crate::receipt::{Body, Receipt, ReceiptMode, Verified};
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Removes a file; it need not be there.
-fn remove(path: &Path) -> Result<(), String> {
+pub(super) fn remove(path: &Path) -> Result<(), String> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(format!("remove {}: {error}", path.display()))
@@ -146,7 +146,11 @@ impl Owner {
         // What serves or writes the images goes before their files.
         self.carriers.shutdown().await;
         self.images.clear();
-        match self.try_discard().await {
+        let done = match self.machine.state() {
+            DestinationState::Revoking(_) => self.revoke().await,
+            _ => self.try_discard().await,
+        };
+        match done {
             Ok(()) => true,
             Err(why) => {
                 tracing::error!(migration = %self.migration, %why, "what was received cannot be thrown away");

@@ -95,6 +95,11 @@ impl Owner {
                     self.record.report.note = Some(why.to_owned());
                     self.publish(None);
                 }
+                if verdict == Verdict::Kept {
+                    let why = "the destination keeps the guest: it was finalised or moved on there";
+                    tracing::warn!(migration = %self.job.migration, why, "the guest is not taken back");
+                    self.record.report.note = Some(why.to_owned());
+                }
                 self.apply(SourceEvent::Verdict(verdict), todo);
             }
             FromDestination::Proof { pending: true, .. } => {}
@@ -200,8 +205,19 @@ impl Owner {
     }
 
     pub(super) fn command(&mut self, command: Command, todo: &mut VecDeque<SourceAction>) {
+        let halves = self.job.options.postcopy
+            && matches!(self.state(), SourceState::Permitting | SourceState::Running);
+        if command == Command::TakeBack && halves {
+            let why = "the guest's memory is not whole at the destination yet, and QEMU cannot go back from post-copy; \
+                       take it back when it is proven";
+            tracing::warn!(migration = %self.job.migration, why, "the guest is not taken back");
+            self.record.report.note = Some(why.to_owned());
+            self.publish(None);
+            return;
+        }
         let event = match command {
             Command::Cancel => SourceEvent::Cancel,
+            Command::TakeBack => SourceEvent::TakeBack,
             Command::Finalise => SourceEvent::Finalise,
             Command::Resolve(choice) => SourceEvent::Resolve(choice),
         };

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hypervisor::inventory::Activity;
 use hypervisor::qmp::words::{MigrationStatus, RunState};
-use hypervisor::qmp::{MigrationParameters, Qmp};
+use hypervisor::qmp::{Announce, MigrationParameters, Qmp};
 use hypervisor::vmd::VmdClient;
 use session::cutover::SourceEvent;
 use tokio::time::Instant;
@@ -82,6 +82,10 @@ impl Owner {
             Role::Destination { .. } => (false, false),
         };
         if fenced {
+            // What runs here from now on is newer than whatever the destination was given: nothing of that generation
+            // is taken from anybody any more.
+            let newer = Generation(self.record.generation.saturating_add(1));
+            self.context.records.raise_generation(&self.job.vm, newer).map_err(|error| error.chain())?;
             let vmd = VmdClient::connect(&self.context.vmd).await.map_err(|error| chain(&error))?;
             vmd.unfence(&self.job.vm, self.record.generation).await.map_err(|error| chain(&error))?;
         }
@@ -113,6 +117,10 @@ impl Owner {
         let was_paused = status.status == RunState::Paused && was_paused;
         if !status.running && ours && !was_paused {
             qmp.cont().await.map_err(|error| chain(&error))?;
+            // It may have been announced at the destination.
+            if fenced && let Err(error) = qmp.announce_self(&Announce::default()).await {
+                tracing::warn!(error = %chain(&error), "the guest's return is not announced to the network");
+            }
         }
         if self.record.mode == Mode::Warm {
             self.thaw().await;
