@@ -12,7 +12,9 @@
 pub mod destination;
 pub mod disk;
 pub mod host_cpu;
+pub mod layer2;
 pub mod leaves;
+pub mod link;
 pub mod message;
 pub mod mode;
 pub mod preflight;

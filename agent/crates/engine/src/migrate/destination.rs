@@ -357,6 +357,7 @@ impl Owner {
 
     async fn message(&mut self, message: FromSource, todo: &mut VecDeque<DestinationAction>) {
         match message {
+            FromSource::Probe(probe) => self.probed(&probe).await,
             FromSource::Prepare(prepare) if !self.prepared => match self.prepare(*prepare).await {
                 Ok(true) => {
                     self.prepared = true;

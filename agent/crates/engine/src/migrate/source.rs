@@ -10,9 +10,12 @@
 mod cold;
 mod copy;
 mod facts;
+mod forecast;
 mod memory;
 mod mirror;
+mod plan;
 mod prepare;
+mod sample;
 mod signals;
 mod undo;
 mod warm;

@@ -22,10 +22,11 @@ use super::images::{relax, start_of};
 use super::{DiskRun, Owner, Sockets};
 use crate::migrate::disk;
 use crate::migrate::host_cpu::host_cpu;
+use crate::migrate::layer2;
 use crate::migrate::leaves::LiveLeaves;
-use crate::migrate::message::{FromDestination, Prepare, VERSION};
+use crate::migrate::message::{FromDestination, Prepare, Probe, VERSION};
 use crate::migrate::mode::Mode;
-use crate::migrate::preflight::{Finding, clock_skew, objection, qemu_versions};
+use crate::migrate::preflight::{Finding, clock_skew, disk_room, memory_room, objection, qemu_versions};
 use crate::migrate::ram::RamReceiver;
 use crate::migrate::record::Role;
 use crate::migrate::source::{capabilities, chain};
@@ -37,12 +38,11 @@ const MAX_DISKS: usize = 64;
 const MAX_MULTIFD: u8 = 16;
 
 impl Owner {
-    /// Makes room. True when the migration may begin, false after a dry run; an error is the refusal.
-    pub(super) async fn prepare(&mut self, prepare: Prepare) -> Result<bool, String> {
-        if prepare.version != VERSION {
+    /// Who asks, if they may.
+    fn welcome(&self, version: u32) -> Result<String, String> {
+        if version != VERSION {
             return Err(format!(
-                "the source speaks version {} of migrations and this host version {VERSION}; use the same release",
-                prepare.version
+                "the source speaks version {version} of migrations and this host version {VERSION}; use the same release"
             ));
         }
         let peer = self.record.peer.clone();
@@ -51,6 +51,25 @@ impl Owner {
                 "{peer} may not move VMs here; add it to `allow` of [migrate_in] in agent.toml there"
             ));
         }
+        Ok(peer)
+    }
+
+    /// A piece of the measurement of the link.
+    pub(super) async fn probed(&mut self, probe: &Probe) {
+        match self.welcome(probe.version) {
+            Ok(_) if !probe.answer => {}
+            Ok(_) => self.tell(&FromDestination::Probed { nth: probe.nth }).await,
+            Err(reason) => {
+                tracing::warn!(migration = %self.migration, %reason, "a migration is refused");
+                self.tell(&FromDestination::Refused { reason, findings: Vec::new() }).await;
+                self.over = !self.prepared;
+            }
+        }
+    }
+
+    /// Makes room. True when the migration may begin, false after a dry run; an error is the refusal.
+    pub(super) async fn prepare(&mut self, prepare: Prepare) -> Result<bool, String> {
+        let peer = self.welcome(prepare.version)?;
         let specification = prepare.specification.clone();
         specification.check().map_err(|error| chain(&error))?;
         if prepare.postcopy && prepare.multifd > 0 {
@@ -78,7 +97,8 @@ impl Owner {
         let known = self.context.records.generation(&vm).map_err(|error| error.chain())?;
         let generation = Generation(known.0.max(prepare.generation).saturating_add(1));
         let pool = self.pool(prepare.pool.as_deref())?;
-        let targets = targets(&pool, &specification, generation)?;
+        let (targets, full) = targets(&pool, &specification, generation)?;
+        self.findings.extend(full);
         let mut mapping = self.mapping(&specification, targets.clone()).await?;
         self.findings.extend(relax(prepare.mode, &specification, &mut mapping));
         let request = match resolve(&specification, &mapping, generation.0, start_of(prepare.mode)) {
@@ -91,6 +111,15 @@ impl Owner {
                 None
             }
         };
+        let (bridges, default) = (&self.context.policy.bridges, self.context.policy.default_bridge.as_ref());
+        let networks = specification.networks();
+        self.findings.extend(layer2::findings(
+            networks,
+            &prepare.segments,
+            bridges,
+            default,
+            layer2::segment,
+        ));
         if prepare.dry_run {
             let findings = self.findings.clone();
             let message = FromDestination::Prepared { generation: 0, key: String::new(), findings };
@@ -311,17 +340,8 @@ fn export_name(disk: &str) -> String {
 fn room(specification: &VmSpecification) -> Option<Finding> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let available = line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10;
-    (available < specification.memory.bytes).then(|| {
-        Finding::blocking(
-            "memory",
-            format!(
-                "the VM has {} bytes of RAM, and {available} are available here",
-                specification.memory.bytes
-            ),
-            "free memory at the destination, or choose another host",
-        )
-    })
+    let available = line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.saturating_mul(1024);
+    memory_room(specification.memory.bytes, available)
 }
 
 /// Files for the disks: of this generation's own names, so that no older copy is ever written over.
@@ -329,7 +349,7 @@ fn targets(
     pool: &Pool,
     specification: &VmSpecification,
     generation: Generation,
-) -> Result<BTreeMap<String, DiskTarget>, String> {
+) -> Result<(BTreeMap<String, DiskTarget>, Option<Finding>), String> {
     let folder = pool.vm_folder(&specification.id).map_err(|error| error.chain())?;
     let mut targets = BTreeMap::new();
     let mut total = 0_u64;
@@ -345,13 +365,7 @@ fn targets(
     let free =
         rustix::fs::statvfs(&folder).map_err(|error| format!("look at {}: {error}", folder.display()))?;
     let free = free.f_bavail.saturating_mul(free.f_frsize);
-    if free < total {
-        return Err(format!(
-            "the disks need up to {total} bytes and pool {} has {free} free; make room there or choose another pool",
-            pool.name()
-        ));
-    }
-    Ok(targets)
+    Ok((targets, disk_room(total, free, pool.name())))
 }
 
 async fn make_disk(target: &DiskTarget, size: u64) -> Result<(), String> {

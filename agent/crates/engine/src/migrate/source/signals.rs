@@ -54,6 +54,8 @@ impl Owner {
 
     pub(super) fn message(&mut self, message: FromDestination, todo: &mut VecDeque<SourceAction>) {
         match message {
+            // An answer to the measurement of the link that came too late for it.
+            FromDestination::Probed { .. } => {}
             FromDestination::Prepared { generation, key, findings } => {
                 self.prepared(generation, &key, findings, todo);
             }
