@@ -2,6 +2,7 @@
 
 mod images;
 mod prepare;
+mod qemu;
 mod run;
 
 use std::collections::{BTreeMap, VecDeque};

@@ -26,6 +26,9 @@ pub struct Prepare {
     pub generation: u64,
     /// QEMU's version at the source: major, minor, micro; zeros when none runs.
     pub qemu: (u32, u32, u32),
+    /// Features of the VM's processor model that the source does not have either.
+    #[serde(default)]
+    pub cpu_lacks: Vec<String>,
     /// multifd channels; 0 for a single stream.
     pub multifd: u8,
     /// Pages that the receiver keeps for the reduction of RAM.

@@ -19,14 +19,14 @@ use volume::{ByteLen, Generation};
 use wire::{ChannelHello, ChannelKind};
 
 use super::images::{relax, start_of};
-use super::{DiskRun, Owner, Sockets};
+use super::{DiskRun, Owner, Sockets, qemu};
 use crate::migrate::disk;
 use crate::migrate::host_cpu::host_cpu;
 use crate::migrate::layer2;
 use crate::migrate::leaves::LiveLeaves;
 use crate::migrate::message::{FromDestination, Prepare, Probe, VERSION};
 use crate::migrate::mode::Mode;
-use crate::migrate::preflight::{Finding, clock_skew, disk_room, memory_room, objection, qemu_versions};
+use crate::migrate::preflight::{Finding, clock_skew, disk_room, memory_room, objection};
 use crate::migrate::ram::RamReceiver;
 use crate::migrate::record::Role;
 use crate::migrate::source::{capabilities, chain};
@@ -100,6 +100,7 @@ impl Owner {
         let (targets, full) = targets(&pool, &specification, generation)?;
         self.findings.extend(full);
         let mut mapping = self.mapping(&specification, targets.clone()).await?;
+        self.findings.extend(qemu::look(&vmd, &prepare, &mut mapping).await);
         self.findings.extend(relax(prepare.mode, &specification, &mut mapping));
         let request = match resolve(&specification, &mapping, generation.0, start_of(prepare.mode)) {
             Ok((request, found)) => {
@@ -241,12 +242,6 @@ impl Owner {
         targets: &BTreeMap<String, DiskTarget>,
     ) -> Result<(), String> {
         let qmp = self.monitor().await?;
-        let here = qmp.version();
-        let finding = qemu_versions(prepare.qemu, (here.major, here.minor, here.micro));
-        self.findings.extend(finding);
-        if let Some(objection) = objection(&self.findings) {
-            return Err(objection);
-        }
         let failed = |error| chain(&error);
         qmp.migrate_set_capabilities(&capabilities(prepare.multifd, prepare.postcopy))
             .await

@@ -16,10 +16,13 @@ use crate::migrate::mode::Mode;
 use crate::migrate::preflight::{Finding, not_migratable, objection};
 use crate::migrate::record::Role;
 
+/// QEMU's version at the source, and the features of the VM's processor model that it does not have.
+type Runs = ((u32, u32, u32), Vec<String>);
+
 impl Owner {
     /// Asks the destination to make room. Its answer is a message.
     pub(super) async fn prepare(&mut self) -> StepResult {
-        let (derived, qemu, load) = match self.record.mode {
+        let (derived, (qemu, cpu_lacks), load) = match self.record.mode {
             Mode::Cold => self.look_at_stopped().await?,
             Mode::Live | Mode::Warm => self.look_at_running().await?,
         };
@@ -49,6 +52,7 @@ impl Owner {
             specification: derived.specification.clone(),
             generation: generation.0,
             qemu,
+            cpu_lacks,
             mode: self.record.mode,
             multifd: if live { self.job.options.multifd } else { 0 },
             slots: if live { self.job.options.slots } else { 0 },
@@ -64,7 +68,7 @@ impl Owner {
     }
 
     /// What runs, and by which QEMU.
-    async fn look_at_running(&mut self) -> Result<(Derived, (u32, u32, u32), Load), String> {
+    async fn look_at_running(&mut self) -> Result<(Derived, Runs, Load), String> {
         let qmp = self.monitor().await?;
         let status = qmp.query_status().await.map_err(|error| chain(&error))?;
         if let Role::Source { was_paused, .. } = &mut self.record.role {
@@ -94,15 +98,19 @@ impl Owner {
         }
         let load = Load::of_running(&qmp, pid, &derived, live, &self.job.options).await?;
         let version = qmp.version();
-        Ok((derived, (version.major, version.minor, version.micro), load))
+        let definitions = qmp.query_cpu_definitions().await.map_err(|error| chain(&error))?;
+        let model = &derived.specification.cpu.model;
+        let lacks = definitions.into_iter().find(|one| one.name == *model);
+        let lacks = lacks.and_then(|one| one.unavailable_features).unwrap_or_default();
+        Ok((derived, ((version.major, version.minor, version.micro), lacks), load))
     }
 
     /// What would run.
-    async fn look_at_stopped(&mut self) -> Result<(Derived, (u32, u32, u32), Load), String> {
+    async fn look_at_stopped(&mut self) -> Result<(Derived, Runs, Load), String> {
         let derived = self.describe_stopped().await?;
         self.findings.extend(derived.findings.iter().cloned().map(Finding::from));
         let load = Load::of_stopped(&derived);
-        Ok((derived, (0, 0, 0), load))
+        Ok((derived, Runs::default(), load))
     }
 }
 
