@@ -197,6 +197,41 @@ fn a_dry_run_says_what_would_be_and_changes_nothing() {
     assert_eq!(world.destination.disk_paths(), Vec::<std::path::PathBuf>::new());
 }
 
+/// What a QEMU of long ago would say of itself.
+const OLD_QEMU: &str = r#"#!/bin/sh
+echo '{"QMP": {}}'
+echo '{"return": {}}'
+echo '{"return": {"qemu": {"major": 2, "minor": 5, "micro": 0}}}'
+echo '{"return": [{"name": "pc-i440fx-2.5", "alias": "pc"}]}'
+echo '{"return": [{"name": "486", "static": false}]}'
+exec cat >/dev/null
+"#;
+
+#[test]
+fn a_dry_run_says_that_the_destinations_qemu_is_too_old() {
+    let Some(linux) = needs("a_dry_run_says_that_the_destinations_qemu_is_too_old") else { return };
+    let harness = Harness::of_guests();
+    let mut world = World::start(&harness, &linux, |_| {});
+    let qemu = harness.path("old-qemu");
+    std::fs::write(&qemu, OLD_QEMU).unwrap();
+    std::fs::set_permissions(&qemu, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    drop(world.destination.kill_vmd());
+    world.destination.start_vmd_with(Some(&qemu));
+    let said = world.source.migrate(VM, &world.destination, &["--dry-run"]).finish();
+    assert_eq!(said.status.code(), Some(1));
+    let shown = outcome(&said);
+    let findings = shown["migration"]["findings"].as_array().unwrap();
+    for rule in ["qemu-older", "machine", "cpu-model"] {
+        let found = findings.iter().find(|finding| finding["rule"] == rule);
+        let found = found.unwrap_or_else(|| panic!("no finding {rule}: {findings:?}"));
+        assert_eq!(found["blocking"], true, "{found}");
+        assert!(
+            ["evidence", "fix"].iter().all(|part| found[part].as_str().is_some_and(|text| !text.is_empty()))
+        );
+    }
+    world.goes_on_at_the_source();
+}
+
 #[test]
 fn a_held_move_is_finalised_by_the_operator() {
     let Some(linux) = needs("a_held_move") else { return };
