@@ -217,18 +217,13 @@ impl Owner {
         });
         let (boot, firmware) =
             found.await.map_err(|error| format!("looking at boot files failed: {error}"))??;
-        let kvm = rustix::fs::access("/dev/kvm", rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK);
-        let mut accelerators = vec![Accelerator::Tcg];
-        if kvm.is_ok() {
-            accelerators.push(Accelerator::Kvm);
-        }
         Ok(HostMapping {
             disks,
             bridges: policy.bridges.clone(),
             default_bridge: policy.default_bridge.clone(),
             boot,
             firmware,
-            accelerators,
+            accelerators: vec![Accelerator::Tcg],
             machines: None,
             host_cpu: host_cpu(),
         })
@@ -333,10 +328,23 @@ fn export_name(disk: &str) -> String {
 
 /// Memory of this host that may be given to guests, against what the VM needs.
 fn room(specification: &VmSpecification) -> Option<Finding> {
+    let needed = specification.memory.bytes;
+    match available_memory() {
+        Some(available) => memory_room(needed, available),
+        None => Some(Finding::warning(
+            "memory",
+            format!(
+                "the VM has {needed} bytes of RAM; /proc/meminfo, which says what is available, cannot be read"
+            ),
+            "let the destination's agent read it: ProcSubset=all in its unit, as in the drop-in vms.conf",
+        )),
+    }
+}
+
+fn available_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let available = line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.saturating_mul(1024);
-    memory_room(specification.memory.bytes, available)
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.saturating_mul(1024))
 }
 
 /// Files for the disks: of this generation's own names, so that no older copy is ever written over.

@@ -13,11 +13,22 @@ use crate::migrate::source::chain;
 /// Most features that are named.
 const MAX_NAMED: usize = 12;
 
-/// Looks at version and processor; the boards are left in `mapping`, to be looked at with the rest of the VM.
+/// Looks at version and processor; what executes guests and the boards are left in `mapping`, to be looked at with the rest
+/// of the VM. vmd says whether there is KVM, for it starts the VM: this agent may not even see the device.
 pub(super) async fn look(vmd: &VmdClient, prepare: &Prepare, mapping: &mut HostMapping) -> Vec<Finding> {
     let wanted = prepare.specification.machine.accelerator;
-    let there = mapping.accelerators.contains(&wanted);
-    let status = match vmd.host(if there { wanted } else { Accelerator::Tcg }).await {
+    let told = match vmd.host(wanted).await {
+        Ok(status) => {
+            mapping.accelerators = vec![Accelerator::Tcg, wanted];
+            Ok(status)
+        }
+        Err(error) if wanted != Accelerator::Tcg => {
+            tracing::debug!(error = %chain(&error), "QEMU does not start with KVM");
+            vmd.host(Accelerator::Tcg).await
+        }
+        Err(error) => Err(error),
+    };
+    let status = match told {
         Ok(status) => status,
         Err(error) => {
             let fix = "install QEMU at the destination, or tell novaferry-vmd there where it is";

@@ -37,7 +37,7 @@ pub(super) fn segment_below(root: &Path, bridge: &str) -> Option<Segment> {
             found.neighbours.insert(mac);
         }
     }
-    let net = root.join("proc/net");
+    let net = root.join("proc/self/net");
     let arp = table(&net.join("arp")).unwrap_or_default();
     found.neighbours.extend(neighbours(&arp, bridge).map(|(_, mac)| mac));
     let routes = table(&net.join("route")).unwrap_or_default();

@@ -98,7 +98,7 @@ fn the_kernels_tables_are_read() {
                10.1.0.1  0x1  0x2  3c:fd:fe:00:00:01  *  br0\n\
                10.1.0.9  0x1  0x0  00:00:00:00:00:00  *  br0\n\
                10.9.0.9  0x1  0x2  3c:fd:fe:00:00:99  *  eth9\nrubbish\n";
-    write(root, "proc/net/arp", arp.as_bytes());
+    write(root, "proc/self/net/arp", arp.as_bytes());
     let none = number([0; 4]);
     let routes = format!(
         "Iface Destination Gateway Flags RefCnt Use Metric Mask\nbr0 {none} {} 0003 0 0 0 {none}\nbr0 {} {none} 0001 0 0 0 {}\n",
@@ -106,10 +106,10 @@ fn the_kernels_tables_are_read() {
         number([10, 1, 0, 0]),
         number([255, 255, 255, 0])
     );
-    write(root, "proc/net/route", routes.as_bytes());
+    write(root, "proc/self/net/route", routes.as_bytes());
     let addresses = "fd000000000000000000000000000001 02 40 00 80      br0\n\
                      fe800000000000000000000000000001 02 40 20 80      br0\n";
-    write(root, "proc/net/if_inet6", addresses.as_bytes());
+    write(root, "proc/self/net/if_inet6", addresses.as_bytes());
     let networks = BTreeSet::from([prefix("10.1.0.0", 24), prefix("fd00::", 64)]);
     let expected = Segment {
         bridge: "br0".to_owned(),

@@ -231,6 +231,11 @@ impl Owner {
                 "move it when it rests, allow a longer --max-downtime, or use --on-no-converge throttle or --postcopy",
             ));
         }
+        tracing::info!(
+            migration = %self.job.migration, method = predicted.method, total_ms = predicted.total_ms,
+            downtime_ms = predicted.downtime_ms, wire_bytes = predicted.wire_bytes, link_rate = predicted.link_rate,
+            dirty_rate = predicted.dirty_rate, basis = predicted.basis, "planned"
+        );
         self.record.report.mode = self.record.mode.name().to_owned();
         self.record.report.predicted = Some(predicted);
         self.publish(None);
