@@ -247,6 +247,19 @@ async fn a_vm_that_does_not_come_up_says_why() {
 }
 
 #[tokio::test]
+async fn what_qemu_can_run_is_told() {
+    if skip_qemu("what_qemu_can_run_is_told") {
+        return;
+    }
+    let host = Host::new();
+    let told = host.client().await.host(Accelerator::Tcg).await.unwrap();
+    assert!(told.version >= (5, 0, 0), "{:?}", told.version);
+    assert!(["pc", "q35"].iter().all(|board| told.machines.iter().any(|known| known == board)));
+    let model = told.processors.iter().find(|model| model.name == "qemu64").unwrap();
+    assert_eq!(model.lacks, Vec::<String>::new(), "TCG has all of its own model");
+}
+
+#[tokio::test]
 async fn a_vm_has_a_user_of_its_own() {
     let test = "a_vm_has_a_user_of_its_own";
     if skip_qemu(test) || skip_user(test) {

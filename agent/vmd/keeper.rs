@@ -22,7 +22,7 @@ use rustix::process::Signal;
 
 use crate::config::Config;
 use crate::record::{MAX_RECORDS, Record, Run};
-use crate::{fence, launch, network, place};
+use crate::{fence, host, launch, network, place};
 
 /// How long QEMU may take to flush its disks when it is told to end.
 const END_PATIENCE: Duration = Duration::from_secs(100);
@@ -114,6 +114,9 @@ impl Keeper {
             }
             Request::Unfence { vm, generation } => self.unfence(&vm, generation).map(|()| Answer::Done {}),
             Request::Fences {} => Ok(Answer::Fences(self.fences())),
+            Request::Host { accelerator } => host::ask(&self.config.qemu, accelerator)
+                .map(Answer::Host)
+                .map_err(|error| failed("ask QEMU what it can run", &error)),
         };
         done.unwrap_or_else(|refusal| {
             tracing::info!(kind = ?refusal.kind, message = refusal.message, "refused");

@@ -8,11 +8,12 @@
 //! * [`server`]: the socket, who may speak, requests and answers.
 //! * [`keeper`]: what each request does. [`record`] is what it knows of a VM, durably; [`fence`] the files of a fence.
 //! * [`launch`]: a process of its own for QEMU, apart from vmd's. [`process`]: whether it lives, ending it.
-//! * [`place`]: which paths vmd touches, owners and modes. [`network`]: tap devices.
+//! * [`place`]: which paths vmd touches, owners and modes. [`network`]: tap devices. [`host`]: what QEMU can run.
 
 mod cli;
 mod config;
 mod fence;
+mod host;
 mod keeper;
 mod launch;
 mod network;

@@ -6,7 +6,7 @@ use engine::migrate::status::SourceState;
 
 use crate::control::migration::Shown;
 use crate::failure::Failure;
-use crate::output::migration::{measured, prediction, short};
+use crate::output::migration::{measured, plan, short};
 
 /// Looks for which a migration that is done may still be busy with putting things away.
 const PATIENT_LOOKS: u32 = 40;
@@ -103,13 +103,14 @@ fn done(record: &Record) -> String {
 fn rehearsed(shown: &Shown) -> Verdict {
     let status = &shown.status;
     if let Some(objection) = objection(&status.findings) {
+        // What stands against it comes first; the plan is of no use before that is gone.
         let message = format!("VM {} cannot be moved so: {objection}", status.record.vm);
         return Err(Failure::new("migration-blocked", message, "correct the cause; nothing was changed"));
     }
     let mut text = format!("nothing stands against moving {}; nothing was changed", status.record.vm);
     if let Some(predicted) = &status.record.report.predicted {
-        text.push_str("\nexpected: ");
-        text.push_str(&prediction(predicted));
+        text.push('\n');
+        text.push_str(&plan(predicted));
     }
     Ok(text)
 }

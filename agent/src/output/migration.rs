@@ -63,7 +63,7 @@ pub fn shown(shown: &Shown) -> String {
         lines.push(format!("  now        {}", progress(live)));
     }
     if let Some(predicted) = &record.report.predicted {
-        lines.push(format!("  predicted  {}", prediction(predicted)));
+        lines.push(plan(predicted));
     }
     if record.report.total_ms.is_some() {
         lines.push(format!("  measured   {}", measured(&record.report)));
@@ -162,15 +162,45 @@ pub fn progress(live: &Live) -> String {
 /// What is expected, in one line.
 #[must_use]
 pub fn prediction(predicted: &Prediction) -> String {
-    let Prediction { total_ms, downtime_ms, wire_bytes, dirty_rate, link_rate, converges, basis } = predicted;
-    let time = duration(Duration::from_millis(*total_ms));
-    let mut text = if *converges {
-        format!("{time}, a pause of up to {downtime_ms} ms, {} on the wire", bytes(*wire_bytes))
-    } else {
-        format!("does not converge: {} dirtied, {} travel", rate(*dirty_rate), rate(*link_rate))
+    let time = duration(Duration::from_millis(predicted.total_ms));
+    if !predicted.converges {
+        return format!(
+            "does not converge: {} dirtied, {} travel",
+            rate(predicted.dirty_rate),
+            rate(predicted.link_rate)
+        );
+    }
+    let pause = match predicted.downtime_ms {
+        0 => String::new(),
+        millis => format!("a pause of some {millis} ms, "),
     };
-    let _infallible = write!(text, " ({basis})");
+    format!("{time}, {pause}{} on the wire", bytes(predicted.wire_bytes))
+}
+
+/// The link as it was found, in one line.
+#[must_use]
+pub fn link(predicted: &Prediction) -> String {
+    let mut text = rate(predicted.link_rate);
+    text.push_str(if predicted.link_measured { ", measured" } else { ", assumed" });
+    if let Some(micros) = predicted.round_trip_us {
+        let _infallible = write!(text, "; round trip {}.{} ms", micros / 1000, micros % 1000 / 100);
+    }
+    if predicted.dirty_rate > 0 {
+        let _infallible = write!(text, "; the guest dirties {}", rate(predicted.dirty_rate));
+    }
     text
+}
+
+/// The plan, in several lines: how, how long, over what, and where the figures come from.
+#[must_use]
+pub fn plan(predicted: &Prediction) -> String {
+    format!(
+        "  method     {}\n  expected   {}\n  link       {}\n  basis      {}",
+        predicted.method,
+        prediction(predicted),
+        link(predicted),
+        predicted.basis
+    )
 }
 
 /// What was measured, in one line.
@@ -223,6 +253,38 @@ mod tests {
             vm(&listed(ListedAccess::ColdOrWarmOnly { reason, fix })),
             "7f (web)  running  cold or warm only: it has no monitor; for live, start it with -qmp unix:/q\n    odd"
         );
+    }
+
+    #[test]
+    fn plans_for_people() {
+        let predicted = Prediction {
+            method: "live".to_owned(),
+            total_ms: 61_000,
+            downtime_ms: 40,
+            wire_bytes: 3 << 20,
+            dirty_rate: 5_000_000,
+            link_rate: 12_000_000,
+            link_measured: true,
+            round_trip_us: Some(1_250),
+            converges: true,
+            basis: "measured".to_owned(),
+        };
+        assert_eq!(
+            plan(&predicted),
+            "  method     live\n  expected   1:01, a pause of some 40 ms, 3.0 MiB on the wire\n  link       12.0 MB/s, \
+             measured; round trip 1.2 ms; the guest dirties 5.0 MB/s\n  basis      measured"
+        );
+        let cold = Prediction {
+            downtime_ms: 0,
+            dirty_rate: 0,
+            link_measured: false,
+            round_trip_us: None,
+            ..predicted
+        };
+        assert_eq!(prediction(&cold), "1:01, 3.0 MiB on the wire");
+        assert_eq!(link(&cold), "12.0 MB/s, assumed");
+        let never = Prediction { converges: false, ..cold };
+        assert!(prediction(&never).starts_with("does not converge: 0"), "{}", prediction(&never));
     }
 
     #[test]

@@ -18,6 +18,9 @@ fn moves(test: &str, options: &[&str]) {
     println!("{test}: downtime {:?}, longest gap {:?}", report.downtimes, report.longest_gap);
     let shown = &outcome(&moved)["migration"]["record"];
     println!("{}", shown["report"]);
+    let grade = shown["report"]["grade"].as_str().unwrap();
+    let parts = ["time", "pause", "bytes"].map(|part| format!("% of the predicted {part}"));
+    assert!(parts.iter().all(|part| grade.contains(part)), "{grade}");
     assert!(world.guest.wait_for_end(HANG).is_ok(), "the source's QEMU ends");
     assert_eq!(world.source.state(), "finalised");
     world.destination.await_state(&["finalised"]);

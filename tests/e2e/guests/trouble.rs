@@ -170,10 +170,66 @@ fn a_dry_run_says_what_would_be_and_changes_nothing() {
     let mut world = World::start(&harness, &linux, |_| {});
     let said = world.source.migrate(VM, &world.destination, &["--dry-run"]).finish().done();
     let report = &outcome(&said)["migration"]["record"]["report"];
-    assert_eq!(report["predicted"]["converges"], true, "{report}");
+    let predicted = &report["predicted"];
+    assert_eq!(
+        (&predicted["converges"], &predicted["link_measured"]),
+        (&true.into(), &true.into()),
+        "{report}"
+    );
+    for measured in ["link_rate", "round_trip_us", "total_ms", "downtime_ms", "wire_bytes"] {
+        assert!(predicted[measured].as_u64().is_some_and(|value| value > 0), "{measured}: {report}");
+    }
+    assert!(predicted["method"].as_str().unwrap().starts_with("live, 2 channels"), "{report}");
+    let basis = predicted["basis"].as_str().unwrap();
+    assert!(basis.contains("KiB sent over it") && basis.contains("of RAM in use"), "{basis}");
+    assert_eq!(report["grade"], serde_json::Value::Null, "nothing moved");
+    // A limit is honoured, and counts when the link carries more.
+    let options = ["--dry-run", "--limit", "2MB/s", "--transport", "tcp"];
+    let said = world.source.migrate(VM, &world.destination, &options).finish().done();
+    let limited = &outcome(&said)["migration"]["record"]["report"]["predicted"];
+    assert!(
+        limited["link_measured"] == true && limited["link_rate"].as_u64().unwrap() <= 2_000_000,
+        "{limited}"
+    );
+    assert!(limited["total_ms"].as_u64() > predicted["total_ms"].as_u64(), "{limited} and {predicted}");
     world.goes_on_at_the_source();
     assert_eq!(world.destination.guest_process(VM), None);
     assert_eq!(world.destination.disk_paths(), Vec::<std::path::PathBuf>::new());
+}
+
+/// What a QEMU of long ago would say of itself.
+const OLD_QEMU: &str = r#"#!/bin/sh
+echo '{"QMP": {}}'
+echo '{"return": {}}'
+echo '{"return": {"qemu": {"major": 2, "minor": 5, "micro": 0}}}'
+echo '{"return": [{"name": "pc-i440fx-2.5", "alias": "pc"}]}'
+echo '{"return": [{"name": "486", "static": false}]}'
+exec cat >/dev/null
+"#;
+
+#[test]
+fn a_dry_run_says_that_the_destinations_qemu_is_too_old() {
+    let Some(linux) = needs("a_dry_run_says_that_the_destinations_qemu_is_too_old") else { return };
+    let harness = Harness::of_guests();
+    let mut world = World::start(&harness, &linux, |_| {});
+    let qemu = harness.path("old-qemu");
+    std::fs::write(&qemu, OLD_QEMU).unwrap();
+    std::fs::set_permissions(&qemu, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    drop(world.destination.kill_vmd());
+    world.destination.start_vmd_with(Some(&qemu));
+    let said = world.source.migrate(VM, &world.destination, &["--dry-run"]).finish();
+    assert_eq!(said.status.code(), Some(1));
+    let shown = outcome(&said);
+    let findings = shown["migration"]["findings"].as_array().unwrap();
+    for rule in ["qemu-older", "machine", "cpu-model"] {
+        let found = findings.iter().find(|finding| finding["rule"] == rule);
+        let found = found.unwrap_or_else(|| panic!("no finding {rule}: {findings:?}"));
+        assert_eq!(found["blocking"], true, "{found}");
+        assert!(
+            ["evidence", "fix"].iter().all(|part| found[part].as_str().is_some_and(|text| !text.is_empty()))
+        );
+    }
+    world.goes_on_at_the_source();
 }
 
 #[test]

@@ -59,12 +59,17 @@ impl<'a> VmHost<'a> {
     }
 
     pub(crate) fn start_vmd(&self) {
+        // Another QEMU than the system's; the guest that a test starts takes the first in PATH.
+        self.start_vmd_with(std::env::var_os("NOVAFERRY_QEMU").map(PathBuf::from).as_deref());
+    }
+
+    /// Starts vmd with this QEMU, or the one that it takes by itself.
+    pub(crate) fn start_vmd_with(&self, qemu: Option<&Path>) {
         let mut command = Command::new(VMD);
         command.arg("serve").arg("--socket").arg(self.folder.join("vmd.sock"));
         command.arg("--state").arg(self.folder.join("vmd-state")).arg("--vms").arg(self.vms());
         command.arg("--disk-folder").arg(self.host.pool()).arg("--boot").arg(self.folder.join("boot"));
-        // Another QEMU than the system's; the guest that a test starts takes the first in PATH.
-        if let Some(qemu) = std::env::var_os("NOVAFERRY_QEMU") {
+        if let Some(qemu) = qemu {
             command.arg("--qemu").arg(qemu);
         }
         let process = self.harness.start("vmd", command);

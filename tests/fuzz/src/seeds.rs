@@ -152,6 +152,8 @@ pub fn made() -> Vec<Seed> {
         seeds.push(seed("migration_frames", name, &request.encode()));
     }
     for (name, text) in [
+        ("probe", r#"{"message":"probe","version":1,"nth":2,"answer":true,"padding":"xx"}"#),
+        ("probed", r#"{"message":"probed","nth":2}"#),
         ("compare", r#"{"message":"compare","roots":[{"disk":"vd0","root":"00"}],"readback":false}"#),
         ("permit", r#"{"message":"permit","generation":3,"roots":[]}"#),
         ("not_run", r#"{"message":"not-run","reason":"no room"}"#),

@@ -3,11 +3,14 @@
 
 #![expect(clippy::print_stdout, reason = "an example prints its result")]
 
+#[path = "../tests/support/authority.rs"]
+mod authority;
 #[path = "../tests/support/hosts.rs"]
 #[expect(dead_code, reason = "shared with the tests")]
 mod hosts;
 
-use hosts::{Authority, Host, context, dialler, raw, remote};
+use authority::Authority;
+use hosts::{Host, context, dialler, raw, remote};
 use novaferry_engine::clock::process_cpu;
 use novaferry_engine::transfer::push;
 use tunnel::TransportChoice;

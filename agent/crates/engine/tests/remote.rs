@@ -1,5 +1,7 @@
 //! Pushes and pulls between two hosts over real tunnels on loopback, and what may go wrong.
 
+#[path = "support/authority.rs"]
+mod authority;
 #[path = "support/hosts.rs"]
 mod hosts;
 
@@ -9,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 use std::sync::atomic::Ordering;
 
-use hosts::{Authority, Host, context, dialler, dialler_as, raw, remote};
+use authority::Authority;
+use hosts::{Host, context, dialler, dialler_as, raw, remote};
 use novaferry_engine::EngineError;
 use novaferry_engine::transfer::{Context, Dialler, LocalTarget, Summary, pull, push};
 use tunnel::TransportChoice;

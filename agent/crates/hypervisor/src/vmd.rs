@@ -15,6 +15,6 @@ mod protocol;
 
 pub use client::{VmdClient, VmdError};
 pub use protocol::{
-    Answer, FenceStatus, MAX_ANSWER, MAX_FENCED_FILES, MAX_REQUEST, Refusal, RefusalKind, Request, VmState,
-    VmStatus,
+    Answer, FenceStatus, HostStatus, MAX_ANSWER, MAX_FENCED_FILES, MAX_REQUEST, Processor, Refusal,
+    RefusalKind, Request, VmState, VmStatus,
 };

@@ -2,6 +2,7 @@
 
 mod images;
 mod prepare;
+mod qemu;
 mod rejoin;
 mod revoke;
 mod run;
@@ -386,6 +387,7 @@ impl Owner {
 
     async fn message(&mut self, message: FromSource, todo: &mut VecDeque<DestinationAction>) {
         match message {
+            FromSource::Probe(probe) => self.probed(&probe).await,
             FromSource::Prepare(prepare) if !self.prepared => match self.prepare(*prepare).await {
                 Ok(true) => {
                     self.prepared = true;

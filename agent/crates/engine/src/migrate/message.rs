@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 use session::cutover::Verdict;
 
+use super::layer2::Segment;
 use super::mode::Mode;
 use super::preflight::Finding;
 use hypervisor::specification::VmSpecification;
@@ -25,6 +26,9 @@ pub struct Prepare {
     pub generation: u64,
     /// QEMU's version at the source: major, minor, micro; zeros when none runs.
     pub qemu: (u32, u32, u32),
+    /// Features of the VM's processor model that the source does not have either.
+    #[serde(default)]
+    pub cpu_lacks: Vec<String>,
     /// multifd channels; 0 for a single stream.
     pub multifd: u8,
     /// Pages that the receiver keeps for the reduction of RAM.
@@ -40,6 +44,22 @@ pub struct Prepare {
     /// How long the source waits for a connection that was lost, milliseconds.
     #[serde(default)]
     pub reconnect_ms: u64,
+    /// What the source knows of the bridges that the VM's cards are in, at most [`MAX_SEGMENTS`](super::layer2::MAX_SEGMENTS).
+    #[serde(default)]
+    pub segments: Vec<Segment>,
+}
+
+/// A piece of the probe that measures the link.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Probe {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Which burst it belongs to.
+    pub nth: u32,
+    /// The last of its burst: to be answered.
+    pub answer: bool,
+    /// Bytes that mean nothing.
+    pub padding: String,
 }
 
 /// A disk's root.
@@ -55,6 +75,8 @@ pub struct DiskRoot {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "kebab-case")]
 pub enum FromSource {
+    /// Measures the link, before `Prepare`. Nothing is made for it.
+    Probe(Probe),
     /// Make room.
     Prepare(Box<Prepare>),
     /// Compare these with what was written there.
@@ -92,6 +114,11 @@ pub enum FromSource {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "kebab-case")]
 pub enum FromDestination {
+    /// A burst of the probe is here.
+    Probed {
+        /// Which.
+        nth: u32,
+    },
     /// Ready to receive, or, after a dry run, what would stand against it.
     Prepared {
         /// This attempt's generation.

@@ -1,5 +1,7 @@
 //! What stands in the way of a move, found before anything is changed.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 /// One finding, as it travels and is printed.
@@ -77,6 +79,61 @@ pub fn clock_skew(source_ms: u64, here_ms: u64) -> Option<Finding> {
     })
 }
 
+/// Whether QEMU holds the VM to be movable: devices, and what else is set up, may object (`query-migrate`).
+#[must_use]
+pub fn not_migratable(reasons: &[String]) -> Option<Finding> {
+    /// Most that are named.
+    const MOST: usize = 8;
+    let named = || reasons.iter().take(MOST).map(String::as_str).collect::<Vec<_>>().join("; ");
+    (!reasons.is_empty()).then(|| {
+        Finding::blocking(
+            "not-migratable",
+            format!("QEMU at the source says: {}", named()),
+            "detach the device that it names, or move the VM with --mode warm or cold",
+        )
+    })
+}
+
+/// Whether the destination has the memory that the VM may come to use, bytes.
+#[must_use]
+pub fn memory_room(needed: u64, available: u64) -> Option<Finding> {
+    (available < needed).then(|| {
+        Finding::blocking(
+            "memory",
+            format!("the VM has {needed} bytes of RAM, and {available} are available at the destination"),
+            "free memory at the destination, or choose another host",
+        )
+    })
+}
+
+/// Whether a pool of the destination has room for the disks in full, bytes.
+#[must_use]
+pub fn disk_room(needed: u64, free: u64, pool: &str) -> Option<Finding> {
+    (free < needed).then(|| {
+        Finding::blocking(
+            "disk-room",
+            format!("the disks need up to {needed} bytes, and pool {pool} has {free} free"),
+            "make room in the pool, or choose another one with --pool",
+        )
+    })
+}
+
+/// Whether the answers in the pause fit it at all: three round trips are in it.
+#[must_use]
+pub fn slow_answers(round_trip: Duration, budget: Duration) -> Option<Finding> {
+    (round_trip * 3 > budget).then(|| {
+        Finding::warning(
+            "link",
+            format!(
+                "a round trip to the destination takes {} ms, and the pause has three of them; {} ms are allowed",
+                round_trip.as_millis(),
+                budget.as_millis()
+            ),
+            "allow a longer --max-downtime: the pause will be longer than this one",
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,5 +149,32 @@ mod tests {
         assert!(!text.contains("clock"), "{text}");
         assert_eq!(objection(&findings[1..]), None);
         assert_eq!(clock_skew(10, 1_000), None);
+    }
+
+    /// Every finding has a rule, what was seen, and what to do.
+    #[track_caller]
+    fn is_whole(finding: &Option<Finding>, rule: &str, blocking: bool) {
+        let found = finding.as_ref().unwrap();
+        assert_eq!((found.rule.as_str(), found.blocking), (rule, blocking));
+        assert!(!found.evidence.is_empty() && !found.fix.is_empty(), "{found:?}");
+    }
+
+    #[test]
+    fn each_check_says_what_and_what_to_do() {
+        let millis = Duration::from_millis;
+        is_whole(&qemu_versions((10, 0, 2), (9, 2, 0)), "qemu-older", true);
+        is_whole(&qemu_versions((9, 2, 0), (10, 0, 2)), "qemu-newer", false);
+        is_whole(&clock_skew(0, 2_001), "clock-skew", false);
+        is_whole(&clock_skew(2_001, 0), "clock-skew", false);
+        is_whole(&memory_room(2, 1), "memory", true);
+        assert_eq!(memory_room(2, 2), None);
+        is_whole(&disk_room(2, 1, "gold"), "disk-room", true);
+        assert_eq!(disk_room(2, 2, "gold"), None);
+        is_whole(&slow_answers(millis(101), millis(300)), "link", false);
+        assert_eq!(slow_answers(millis(100), millis(300)), None);
+        let reasons = vec!["State blocked by non-migratable device 'x'".to_owned(); 20];
+        is_whole(&not_migratable(&reasons), "not-migratable", true);
+        assert!(not_migratable(&reasons).unwrap().evidence.len() < 500);
+        assert_eq!(not_migratable(&[]), None);
     }
 }

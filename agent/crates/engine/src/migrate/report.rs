@@ -43,16 +43,25 @@ pub struct Report {
 /// What is expected before anything moves, and from what.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Prediction {
+    /// How the VM moves, for people.
+    #[serde(default)]
+    pub method: String,
     /// From the start to the guest running at the destination.
     pub total_ms: u64,
-    /// The guest's pause.
+    /// The guest's pause; the longest that is allowed, where more is not known; 0 for one that is off.
     pub downtime_ms: u64,
     /// Bytes on the wire.
     pub wire_bytes: u64,
     /// Bytes that the guest writes to its RAM, a second.
     pub dirty_rate: u64,
-    /// Bytes that the link was taken to carry, a second.
+    /// Bytes that the link was taken to carry, a second: what was measured, or the limit where that is less.
     pub link_rate: u64,
+    /// Whether that was measured.
+    #[serde(default)]
+    pub link_measured: bool,
+    /// The link's round trip, microseconds.
+    #[serde(default)]
+    pub round_trip_us: Option<u64>,
     /// Whether the memory converges at these rates.
     pub converges: bool,
     /// Where the figures come from, for people.
@@ -60,19 +69,73 @@ pub struct Prediction {
 }
 
 impl Report {
-    /// Compares what was predicted with what happened.
+    /// Compares what was predicted with what happened, as far as both are known.
     pub fn grade(&mut self) {
-        let (Some(predicted), Some(total), Some(downtime)) =
-            (&self.predicted, self.total_ms, self.downtime_ms)
-        else {
-            return;
+        let Some(predicted) = &self.predicted else { return };
+        let percent = |measured: u64, expected: u64, of: &str| {
+            let percent = u128::from(measured) * 100 / u128::from(expected.max(1));
+            format!("{percent} % of the predicted {of}")
         };
-        let ratio = |measured: u64, expected: u64| measured.saturating_mul(100) / expected.max(1);
-        self.grade = Some(format!(
-            "took {} % of the predicted time and {} % of the predicted downtime, with {} % of the predicted bytes",
-            ratio(total, predicted.total_ms),
-            ratio(downtime, predicted.downtime_ms),
-            ratio(self.ram_wire + self.disk_wire, predicted.wire_bytes),
-        ));
+        let time = self.total_ms.map(|total| percent(total, predicted.total_ms, "time"));
+        // A guest that was off was not paused.
+        let pause = self.downtime_ms.filter(|_| predicted.downtime_ms > 0);
+        let pause = pause.map(|pause| percent(pause, predicted.downtime_ms, "pause"));
+        let bytes = percent(self.ram_wire.saturating_add(self.disk_wire), predicted.wire_bytes, "bytes");
+        let parts: Vec<String> = [time, pause, Some(bytes)].into_iter().flatten().collect();
+        self.grade = self.total_ms.map(|_| format!("took {}", parts.join(", ")));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured() -> Report {
+        let predicted = Prediction {
+            method: "live".to_owned(),
+            total_ms: 10_000,
+            downtime_ms: 100,
+            wire_bytes: 1 << 20,
+            dirty_rate: 0,
+            link_rate: 1 << 20,
+            link_measured: true,
+            round_trip_us: Some(400),
+            converges: true,
+            basis: String::new(),
+        };
+        Report {
+            predicted: Some(predicted),
+            total_ms: Some(12_000),
+            downtime_ms: Some(50),
+            ram_wire: 1 << 19,
+            disk_wire: 1 << 18,
+            ..Report::default()
+        }
+    }
+
+    #[test]
+    fn time_pause_and_bytes_are_graded() {
+        let mut report = measured();
+        report.grade();
+        let all =
+            "took 120 % of the predicted time, 50 % of the predicted pause, 75 % of the predicted bytes";
+        assert_eq!(report.grade.as_deref(), Some(all));
+        // A cold move has no pause, and nothing is graded before the end.
+        report.downtime_ms = None;
+        report.grade();
+        let without = "took 120 % of the predicted time, 75 % of the predicted bytes";
+        assert_eq!(report.grade.as_deref(), Some(without));
+        for unknown in [Report { predicted: None, ..measured() }, Report { total_ms: None, ..measured() }] {
+            let mut report = unknown;
+            report.grade();
+            assert_eq!(report.grade, None);
+        }
+    }
+
+    #[test]
+    fn a_record_of_an_older_release_is_read() {
+        let old = r#"{"total_ms":1,"downtime_ms":2,"wire_bytes":3,"dirty_rate":4,"link_rate":5,"converges":true,"basis":"b"}"#;
+        let read: Prediction = serde_json::from_str(old).unwrap();
+        assert_eq!((read.method.as_str(), read.link_measured, read.round_trip_us), ("", false, None));
     }
 }

@@ -10,10 +10,13 @@
 mod cold;
 mod copy;
 mod facts;
+mod forecast;
 mod memory;
 mod mirror;
+mod plan;
 mod prepare;
 mod rejoin;
+mod sample;
 mod signals;
 mod undo;
 mod warm;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
-use super::{Answer, FenceStatus, MAX_ANSWER, MAX_REQUEST, Refusal, Request, VmStatus};
-use crate::specification::StartRequest;
+use super::{Answer, FenceStatus, HostStatus, MAX_ANSWER, MAX_REQUEST, Refusal, Request, VmStatus};
+use crate::specification::{Accelerator, StartRequest};
 
 /// Patience with what vmd does at once: it answers in milliseconds, but a disk that is flushed may take seconds.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -172,6 +172,17 @@ impl VmdClient {
         }
     }
 
+    /// What this host's QEMU can run.
+    ///
+    /// # Errors
+    /// [`VmdError`]. [`VmdError::Refused`] when there is no QEMU, or it does not start so.
+    pub async fn host(&self, accelerator: Accelerator) -> Result<HostStatus, VmdError> {
+        match self.ask(&Request::Host { accelerator }, PATIENCE).await? {
+            Answer::Host(status) => Ok(status),
+            other => Err(unexpected(other)),
+        }
+    }
+
     async fn vm(&self, request: &Request, patience: Duration) -> Result<VmStatus, VmdError> {
         match self.ask(request, patience).await? {
             Answer::Vm(status) => Ok(status),
@@ -215,8 +226,11 @@ impl VmdClient {
 fn unexpected(answer: Answer) -> VmdError {
     match answer {
         Answer::Error(refusal) => VmdError::Refused(refusal),
-        Answer::Vm(_) | Answer::Vms(_) | Answer::Fence(_) | Answer::Fences(_) | Answer::Done {} => {
-            VmdError::Answer { source: None }
-        }
+        Answer::Vm(_)
+        | Answer::Vms(_)
+        | Answer::Fence(_)
+        | Answer::Fences(_)
+        | Answer::Host(_)
+        | Answer::Done {} => VmdError::Answer { source: None },
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::specification::StartRequest;
+use crate::specification::{Accelerator, StartRequest};
 
 /// Longest request, bytes of JSON with the newline: a specification with all its devices is some tens of KiB.
 pub const MAX_REQUEST: usize = 1 << 20;
@@ -65,6 +65,11 @@ pub enum Request {
     },
     /// All fences.
     Fences {},
+    /// What this host's QEMU can run.
+    Host {
+        /// By which means.
+        accelerator: Accelerator,
+    },
 }
 
 /// What the daemon answers.
@@ -79,6 +84,8 @@ pub enum Answer {
     Fence(FenceStatus),
     /// To `fences`.
     Fences(Vec<FenceStatus>),
+    /// To `host`.
+    Host(HostStatus),
     /// To `forget` and `unfence`.
     Done {},
     /// Nothing was done, or not all of it.
@@ -133,6 +140,26 @@ pub struct FenceStatus {
     pub since: u64,
     /// Files that were renamed: old and new path.
     pub renamed: Vec<(PathBuf, PathBuf)>,
+}
+
+/// What a host's QEMU says of itself.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// Major, minor, micro.
+    pub version: (u32, u32, u32),
+    /// Boards that it knows, aliases included.
+    pub machines: Vec<String>,
+    /// Processor models.
+    pub processors: Vec<Processor>,
+}
+
+/// A processor model of a host's QEMU.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Processor {
+    /// Its name.
+    pub name: String,
+    /// Features of it that a guest would not get on this host.
+    pub lacks: Vec<String>,
 }
 
 /// Why nothing was done.

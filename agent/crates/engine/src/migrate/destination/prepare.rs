@@ -19,14 +19,15 @@ use volume::{ByteLen, Generation};
 use wire::{ChannelHello, ChannelKind};
 
 use super::images::{relax, start_of};
-use super::{DiskRun, Owner, Sockets};
+use super::{DiskRun, Owner, Sockets, qemu};
 use crate::migrate::contact::arrivals;
 use crate::migrate::disk;
 use crate::migrate::host_cpu::host_cpu;
+use crate::migrate::layer2;
 use crate::migrate::leaves::LiveLeaves;
-use crate::migrate::message::{FromDestination, Prepare, VERSION};
+use crate::migrate::message::{FromDestination, Prepare, Probe, VERSION};
 use crate::migrate::mode::Mode;
-use crate::migrate::preflight::{Finding, clock_skew, objection, qemu_versions};
+use crate::migrate::preflight::{Finding, clock_skew, disk_room, memory_room, objection};
 use crate::migrate::ram::RamReceiver;
 use crate::migrate::record::Role;
 use crate::migrate::source::{capabilities, chain};
@@ -38,12 +39,11 @@ const MAX_DISKS: usize = 64;
 const MAX_MULTIFD: u8 = 16;
 
 impl Owner {
-    /// Makes room. True when the migration may begin, false after a dry run; an error is the refusal.
-    pub(super) async fn prepare(&mut self, prepare: Prepare) -> Result<bool, String> {
-        if prepare.version != VERSION {
+    /// Who asks, if they may.
+    fn welcome(&self, version: u32) -> Result<String, String> {
+        if version != VERSION {
             return Err(format!(
-                "the source speaks version {} of migrations and this host version {VERSION}; use the same release",
-                prepare.version
+                "the source speaks version {version} of migrations and this host version {VERSION}; use the same release"
             ));
         }
         let peer = self.record.peer.clone();
@@ -52,6 +52,25 @@ impl Owner {
                 "{peer} may not move VMs here; add it to `allow` of [migrate_in] in agent.toml there"
             ));
         }
+        Ok(peer)
+    }
+
+    /// A piece of the measurement of the link.
+    pub(super) async fn probed(&mut self, probe: &Probe) {
+        match self.welcome(probe.version) {
+            Ok(_) if !probe.answer => {}
+            Ok(_) => self.tell(&FromDestination::Probed { nth: probe.nth }).await,
+            Err(reason) => {
+                tracing::warn!(migration = %self.migration, %reason, "a migration is refused");
+                self.tell(&FromDestination::Refused { reason, findings: Vec::new() }).await;
+                self.over = !self.prepared;
+            }
+        }
+    }
+
+    /// Makes room. True when the migration may begin, false after a dry run; an error is the refusal.
+    pub(super) async fn prepare(&mut self, prepare: Prepare) -> Result<bool, String> {
+        let peer = self.welcome(prepare.version)?;
         let specification = prepare.specification.clone();
         specification.check().map_err(|error| chain(&error))?;
         if prepare.postcopy && prepare.multifd > 0 {
@@ -79,8 +98,10 @@ impl Owner {
         let known = self.context.records.generation(&vm).map_err(|error| error.chain())?;
         let generation = Generation(known.0.max(prepare.generation).saturating_add(1));
         let pool = self.pool(prepare.pool.as_deref())?;
-        let targets = targets(&pool, &specification, generation)?;
+        let (targets, full) = targets(&pool, &specification, generation)?;
+        self.findings.extend(full);
         let mut mapping = self.mapping(&specification, targets.clone()).await?;
+        self.findings.extend(qemu::look(&vmd, &prepare, &mut mapping).await);
         self.findings.extend(relax(prepare.mode, &specification, &mut mapping));
         let request = match resolve(&specification, &mapping, generation.0, start_of(prepare.mode)) {
             Ok((request, found)) => {
@@ -92,6 +113,15 @@ impl Owner {
                 None
             }
         };
+        let (bridges, default) = (&self.context.policy.bridges, self.context.policy.default_bridge.as_ref());
+        let networks = specification.networks();
+        self.findings.extend(layer2::findings(
+            networks,
+            &prepare.segments,
+            bridges,
+            default,
+            layer2::segment,
+        ));
         if prepare.dry_run {
             let findings = self.findings.clone();
             let message = FromDestination::Prepared { generation: 0, key: String::new(), findings };
@@ -189,18 +219,13 @@ impl Owner {
         });
         let (boot, firmware) =
             found.await.map_err(|error| format!("looking at boot files failed: {error}"))??;
-        let kvm = rustix::fs::access("/dev/kvm", rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK);
-        let mut accelerators = vec![Accelerator::Tcg];
-        if kvm.is_ok() {
-            accelerators.push(Accelerator::Kvm);
-        }
         Ok(HostMapping {
             disks,
             bridges: policy.bridges.clone(),
             default_bridge: policy.default_bridge.clone(),
             boot,
             firmware,
-            accelerators,
+            accelerators: vec![Accelerator::Tcg],
             machines: None,
             host_cpu: host_cpu(),
         })
@@ -214,12 +239,6 @@ impl Owner {
         targets: &BTreeMap<String, DiskTarget>,
     ) -> Result<(), String> {
         let qmp = self.monitor().await?;
-        let here = qmp.version();
-        let finding = qemu_versions(prepare.qemu, (here.major, here.minor, here.micro));
-        self.findings.extend(finding);
-        if let Some(objection) = objection(&self.findings) {
-            return Err(objection);
-        }
         let failed = |error| chain(&error);
         qmp.migrate_set_capabilities(&capabilities(prepare.multifd, prepare.postcopy))
             .await
@@ -319,19 +338,23 @@ fn export_name(disk: &str) -> String {
 
 /// Memory of this host that may be given to guests, against what the VM needs.
 fn room(specification: &VmSpecification) -> Option<Finding> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let available = line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10;
-    (available < specification.memory.bytes).then(|| {
-        Finding::blocking(
+    let needed = specification.memory.bytes;
+    match available_memory() {
+        Some(available) => memory_room(needed, available),
+        None => Some(Finding::warning(
             "memory",
             format!(
-                "the VM has {} bytes of RAM, and {available} are available here",
-                specification.memory.bytes
+                "the VM has {needed} bytes of RAM; /proc/meminfo, which says what is available, cannot be read"
             ),
-            "free memory at the destination, or choose another host",
-        )
-    })
+            "let the destination's agent read it: ProcSubset=all in its unit, as in the drop-in vms.conf",
+        )),
+    }
+}
+
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.saturating_mul(1024))
 }
 
 /// Files for the disks: of this generation's own names, so that no older copy is ever written over.
@@ -339,7 +362,7 @@ fn targets(
     pool: &Pool,
     specification: &VmSpecification,
     generation: Generation,
-) -> Result<BTreeMap<String, DiskTarget>, String> {
+) -> Result<(BTreeMap<String, DiskTarget>, Option<Finding>), String> {
     let folder = pool.vm_folder(&specification.id).map_err(|error| error.chain())?;
     let mut targets = BTreeMap::new();
     let mut total = 0_u64;
@@ -355,13 +378,7 @@ fn targets(
     let free =
         rustix::fs::statvfs(&folder).map_err(|error| format!("look at {}: {error}", folder.display()))?;
     let free = free.f_bavail.saturating_mul(free.f_frsize);
-    if free < total {
-        return Err(format!(
-            "the disks need up to {total} bytes and pool {} has {free} free; make room there or choose another pool",
-            pool.name()
-        ));
-    }
-    Ok(targets)
+    Ok((targets, disk_room(total, free, pool.name())))
 }
 
 async fn make_disk(target: &DiskTarget, size: u64) -> Result<(), String> {

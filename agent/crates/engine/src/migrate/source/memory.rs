@@ -5,35 +5,29 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use hypervisor::qmp::words::{DirtyRateStatus, MigrationCapability, MigrationStatus};
-use hypervisor::qmp::{CapabilityState, DirtyRateRequest, MigrationAddress, MigrationParameters, Qmp};
-use hypervisor::specification::VmSpecification;
+use hypervisor::qmp::words::{MigrationCapability, MigrationStatus};
+use hypervisor::qmp::{CapabilityState, MigrationAddress, MigrationParameters, Qmp};
 use session::cutover::{SourceAction, SourceEvent, SourceState};
 use tokio::time::Instant;
 use volume::Generation;
 use wire::{ChannelHello, ChannelKind};
 
-use super::{Job, OnNoConverge, Options, Owner, StepResult, chain, mirror};
+use super::{OnNoConverge, Options, Owner, StepResult, chain, mirror};
 use crate::migrate::message::FromSource;
 use crate::migrate::mode::Mode;
 use crate::migrate::ram::RamSender;
-use crate::migrate::report::{Prediction, Report};
 use crate::migrate::status::Live;
 
 /// QEMU's own limit; ours are the link's and the flight's.
 const UNLIMITED: u64 = 1 << 40;
 /// Least downtime that QEMU is allowed: below this it would never stop the guest.
-const MIN_DOWNTIME_LIMIT: Duration = Duration::from_millis(10);
+pub(super) const MIN_DOWNTIME_LIMIT: Duration = Duration::from_millis(10);
 /// What is kept of the budget for answers: a round trip each for the roots, the permit and the word that it runs.
-const ROUND_TRIPS: u32 = 3;
+pub(super) const ROUND_TRIPS: u32 = 3;
 /// And for what both hosts do meanwhile.
-const OVERHEAD: Duration = Duration::from_millis(15);
-/// How long the dirty rate is measured, seconds.
-const DIRTY_RATE_SECONDS: u64 = 1;
+pub(super) const OVERHEAD: Duration = Duration::from_millis(15);
 /// Share of the budget that bytes in flight may take to travel (design, "Live migration").
 const FLIGHT_SHARE: u64 = 4;
-/// Link rate that is assumed before anything was measured, bytes a second.
-const ASSUMED_RATE: u64 = 100 << 20;
 
 /// What was measured while the memory travels.
 #[derive(Debug, Default)]
@@ -74,54 +68,6 @@ impl Rates {
         }
         self.last = Some((now, taken));
     }
-
-    /// Measures the dirty rate and says what is to be expected.
-    pub(super) async fn predict(
-        &mut self,
-        qmp: &Qmp,
-        specification: &VmSpecification,
-        job: &Job,
-        report: &mut Report,
-    ) -> Result<(), String> {
-        let dirty_rate = dirty_rate(qmp).await?;
-        let link_rate = job.dial.limit.unwrap_or(ASSUMED_RATE);
-        let ram = specification.memory.bytes;
-        let disks: u64 = specification.disks().map(|disk| disk.size).sum();
-        let converges = dirty_rate < link_rate;
-        let rounds =
-            if converges { ram.saturating_mul(link_rate) / (link_rate - dirty_rate).max(1) } else { 0 };
-        let wire = disks.saturating_add(if converges { rounds } else { ram });
-        let millis = |bytes: u64| bytes.saturating_mul(1000) / link_rate.max(1);
-        let budget = u64::try_from(job.options.max_downtime.as_millis()).unwrap_or(u64::MAX);
-        report.mode = "live".to_owned();
-        report.predicted = Some(Prediction {
-            total_ms: millis(wire),
-            downtime_ms: budget,
-            wire_bytes: wire,
-            dirty_rate,
-            link_rate,
-            converges,
-            basis: format!(
-                "dirty rate by QEMU over {DIRTY_RATE_SECONDS} s; link rate {}; nothing taken off for what reduction saves",
-                if job.dial.limit.is_some() { "as limited" } else { "assumed, not measured" }
-            ),
-        });
-        Ok(())
-    }
-}
-
-/// Bytes that the guest writes to its RAM, a second.
-async fn dirty_rate(qmp: &Qmp) -> Result<u64, String> {
-    let request = DirtyRateRequest { calc_time: DIRTY_RATE_SECONDS, sample_pages: None, mode: None };
-    qmp.calc_dirty_rate(&request).await.map_err(|error| chain(&error))?;
-    loop {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        let rate = qmp.query_dirty_rate().await.map_err(|error| chain(&error))?;
-        if rate.status == DirtyRateStatus::Measured {
-            // QEMU counts in MiB a second.
-            return Ok(rate.dirty_rate.unwrap_or(0).saturating_mul(1 << 20));
-        }
-    }
 }
 
 fn capability(capability: MigrationCapability, state: bool) -> CapabilityState {
@@ -142,7 +88,7 @@ pub(in super::super) fn capabilities(multifd: u8, postcopy: bool) -> Vec<Capabil
 }
 
 /// How often the allowed pause is halved, after so many passes over the memory and so much of the time.
-fn patience(rounds: u64, elapsed: Duration, timeout: Duration) -> u32 {
+pub(super) fn patience(rounds: u64, elapsed: Duration, timeout: Duration) -> u32 {
     const MOST: u32 = 3;
     /// Passes at the smallest pause; then it doubles with each.
     const FREE_ROUNDS: u64 = 5;

@@ -62,6 +62,8 @@ impl Owner {
     fn message(&mut self, message: FromDestination, todo: &mut VecDeque<SourceAction>) {
         match message {
             FromDestination::Rejoined {} => self.rejoined(),
+            // An answer to the measurement of the link that came too late for it.
+            FromDestination::Probed { .. } => {}
             FromDestination::Prepared { generation, key, findings } => {
                 self.prepared(generation, &key, findings, todo);
             }

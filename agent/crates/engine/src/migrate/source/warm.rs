@@ -24,14 +24,11 @@ use super::copy::{Readable, allocated, copy};
 use super::{Owner, Signal, StepResult, chain, facts};
 use crate::migrate::disk::MirrorTarget;
 use crate::migrate::preflight::Finding;
-use crate::migrate::report::{Prediction, Report};
 use fleece::{Disk, Place};
 use rounds::{Next, Rounds};
 
 /// What is kept of the allowed pause for answers and for what both hosts do meanwhile.
 const OVERHEAD: Duration = Duration::from_millis(50);
-/// Link rate that is assumed before anything was measured, bytes a second.
-const ASSUMED_RATE: u64 = 100 << 20;
 
 /// What copying the disks has going.
 #[derive(Debug, Default)]
@@ -92,26 +89,6 @@ impl Owner {
             self.findings.push(Finding::warning("guest-agent", "the guest's agent does not answer", fix));
         }
         Ok(())
-    }
-
-    /// What is to be expected of copying the disks.
-    pub(super) fn predict_copy(&mut self, bytes: u64) {
-        let link_rate = self.job.dial.limit.unwrap_or(ASSUMED_RATE);
-        let budget = u64::try_from(self.job.options.max_downtime.as_millis()).unwrap_or(u64::MAX);
-        let report: &mut Report = &mut self.record.report;
-        report.mode = self.record.mode.name().to_owned();
-        report.predicted = Some(Prediction {
-            total_ms: bytes.saturating_mul(1000) / link_rate.max(1),
-            downtime_ms: budget,
-            wire_bytes: bytes,
-            dirty_rate: 0,
-            link_rate,
-            converges: true,
-            basis: format!(
-                "the disks whole, once; link rate {}; the guest's writes meanwhile and its boot are not counted",
-                if self.job.dial.limit.is_some() { "as limited" } else { "assumed, not measured" }
-            ),
-        });
     }
 
     /// Begins to copy while the guest runs.
