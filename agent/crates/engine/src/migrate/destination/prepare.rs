@@ -174,7 +174,7 @@ impl Owner {
             .collect();
         let firmware: Vec<String> = match &specification.firmware {
             Firmware::Bios { file } => file.iter().cloned().collect(),
-            Firmware::Uefi { code, .. } => vec![code.clone()],
+            Firmware::Uefi { code, .. } => vec![code.name.clone()],
         };
         let look = |folder: Option<PathBuf>, names: Vec<String>| -> Result<Vec<NamedHostFile>, String> {
             let Some(folder) = folder else { return Ok(Vec::new()) };
