@@ -30,8 +30,8 @@ impl<'a> VmHost<'a> {
     pub(crate) fn new(harness: &'a Harness, name: &str, linux: Option<&Linux>) -> Self {
         // Sockets' paths are short by law, and the build's folder may be deep.
         let folder = harness.path(name);
-        let (vms, boot) = (folder.join("vms"), folder.join("boot"));
-        for made in [&vms, &boot] {
+        let (vms, boot, firmware) = (folder.join("vms"), folder.join("boot"), folder.join("firmware"));
+        for made in [&vms, &boot, &firmware] {
             std::fs::create_dir_all(made).unwrap();
         }
         if let Some(linux) = linux {
@@ -42,7 +42,7 @@ impl<'a> VmHost<'a> {
         let mut text = String::new();
         writeln!(text, "[vms]\nfolder = {vms:?}\nvmd = {:?}\nruntime = {folder:?}", folder.join("vmd.sock"))
             .unwrap();
-        writeln!(text, "[migrate_in]\nallow = [\"host-a\", \"host-b\"]\npool = \"{POOL}\"\nboot = {boot:?}")
+        writeln!(text, "[migrate_in]\nallow = [\"host-a\", \"host-b\"]\npool = \"{POOL}\"\nboot = {boot:?}\nfirmware = {firmware:?}")
             .unwrap();
         let host = harness.host(name).with_config(&text).with_pushers(&["host-a", "host-b"]);
         Self { harness, host, folder, agent: RefCell::default(), vmd: RefCell::default() }
@@ -62,6 +62,7 @@ impl<'a> VmHost<'a> {
         let mut command = Command::new(VMD);
         command.arg("serve").arg("--socket").arg(self.folder.join("vmd.sock"));
         command.arg("--state").arg(self.folder.join("vmd-state")).arg("--vms").arg(self.vms());
+        command.arg("--firmware").arg(self.folder.join("firmware"));
         command.arg("--disk-folder").arg(self.host.pool()).arg("--boot").arg(self.folder.join("boot"));
         // Another QEMU than the system's; the guest that a test starts takes the first in PATH.
         if let Some(qemu) = std::env::var_os("NOVAFERRY_QEMU") {

@@ -10,6 +10,7 @@
 mod cold;
 mod copy;
 mod facts;
+mod handover;
 mod memory;
 mod mirror;
 mod prepare;

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Accelerator, BootFile, Carried, DiskFormat, FileFact, Finding, Firmware, NetworkBackend, SpecificationError,
-    VmSpecification, check,
+    Accelerator, BootFile, Carried, DiskFormat, FileFact, Finding, Firmware, NetworkBackend,
+    SpecificationError, VmSpecification, check,
 };
 
 /// Version of [`StartRequest`]; others are refused.
@@ -128,8 +128,7 @@ impl StartRequest {
         self.specification.check()?;
         let Bindings { disks, networks, kernel, initrd, firmware } = &self.bindings;
         let specification = &self.specification;
-        let wanted: Vec<&str> =
-            specification.carried().map(|carried| carried.id).collect();
+        let wanted: Vec<&str> = specification.carried().map(|carried| carried.id).collect();
         for id in &wanted {
             let target = disks.get(*id).ok_or_else(|| missing("a disk", id))?;
             check_path(&target.path)?;

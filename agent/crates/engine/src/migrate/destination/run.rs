@@ -213,7 +213,7 @@ impl Owner {
         }
         let sizes = |id: &str| {
             let specification = self.specification.as_ref()?;
-            specification.disks().find(|disk| disk.id == id).map(|disk| disk.size)
+            specification.carried().find(|disk| disk.id == id).map(|disk| disk.size)
         };
         let receipts = self.roots.iter().map(|root| {
             let body = Body {

@@ -156,7 +156,9 @@ impl<'a> Builder<'a> {
             "disk" => "give the VM raw or qcow2 disks in files or block devices of this host",
             "disk-unseen" => "give the VM a QMP socket, so that its disks can be looked at",
             "firmware" => "start the VM with code (read-only) and variables in two flash images",
-            "firmware-file" => "put the file that the VM was started with back in its place, by its absolute path",
+            "firmware-file" => {
+                "put the file that the VM was started with back in its place, by its absolute path"
+            }
             "network" => "plug the network card into a bridge, a tap device or QEMU's NAT",
             "medium" => "eject the medium in the guest, or through the monitor, before the move",
             _ => "start the VM without it, or move it cold",
