@@ -164,6 +164,26 @@ impl<'a> VmHost<'a> {
         })
     }
 
+    /// The receipts that the destination of a migration gave to this host.
+    pub(crate) fn receipts(&self, migration: &str) -> Vec<Value> {
+        let path = self.host.state().join("migrations").join(migration).join("receipts");
+        let text = until("the receipts", || std::fs::read_to_string(&path).ok());
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// Has `verify` check a receipt of this host's against a disk, with the key of the pool here.
+    #[track_caller]
+    pub(crate) fn verify(&self, receipt: &Value, disk: &Path) {
+        let file = self.folder.join("receipt.json");
+        std::fs::write(&file, receipt.to_string()).unwrap();
+        let mut command = agent_command();
+        command.arg("verify").args([&file, disk]).arg("--config").arg(self.host.config());
+        command.arg("--trust").arg(self.harness.identity("host-a")).args(["--output", "json"]);
+        command.arg("--state").arg(self.folder.join("no-state"));
+        let verdict = self.harness.run("verify", command).done().objects().pop().unwrap();
+        assert_eq!(verdict["signer"], receipt["receiver"]);
+    }
+
     /// The process of a VM that runs here, started by whomever.
     pub(crate) fn guest_process(&self, vm: &str) -> Option<u32> {
         let pid: u32 = std::fs::read_to_string(self.layout(vm).pid_file()).ok()?.trim().parse().ok()?;
