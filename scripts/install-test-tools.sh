@@ -128,6 +128,8 @@ install_packages() {
     while read -r command package; do
         command -v "$command" >/dev/null || missing+=("$package")
     done < <(tools)
+    # UEFI for guests: files, no command.
+    [[ -e /usr/share/OVMF/OVMF_CODE_4M.fd ]] || missing+=(ovmf)
     has_llvm || missing+=(llvm-19)
     if ((${#missing[@]} == 0)); then
         return

@@ -1,6 +1,7 @@
 //! Real guests move between two hosts: agents and vmd as processes, QEMU at both ends, and a guest that proves its
 //! memory and its disk.
 
+mod carried;
 mod contact;
 mod copied;
 mod doubt;

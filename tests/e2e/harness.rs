@@ -33,17 +33,23 @@ pub(crate) enum Capability {
     Loop,
     /// Root, TUN and network namespaces.
     Netns,
+    /// UEFI for guests.
+    Ovmf,
     /// QEMU's command-line tools.
     Qemu,
     /// Root.
     Root,
 }
 
+/// UEFI's code, as Debian has it.
+pub(crate) const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+
 impl Capability {
     fn name(self) -> &'static str {
         match self {
             Self::Loop => "loop",
             Self::Netns => "netns",
+            Self::Ovmf => "ovmf",
             Self::Qemu => "qemu",
             Self::Root => "root",
         }
@@ -61,6 +67,7 @@ impl Capability {
             Self::Netns => {
                 Self::Root.missing().or_else(|| (!there("/dev/net/tun")).then_some("no /dev/net/tun"))
             }
+            Self::Ovmf => (!there(OVMF_CODE)).then_some("no OVMF in /usr/share/OVMF"),
             Self::Qemu => (!runs("qemu-img") || !runs("qemu-nbd")).then_some("no qemu-img or qemu-nbd"),
         }
     }

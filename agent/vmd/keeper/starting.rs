@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use hypervisor::command_line::{self, PID_FILE, QMP_SOCKET};
-use hypervisor::specification::{Accelerator, DiskTarget, HostNetwork, NVRAM_ID, Start, StartRequest};
+use hypervisor::specification::{Accelerator, DiskTarget, HostNetwork, Start, StartRequest};
 use hypervisor::vmd::{Refusal, RefusalKind, VmStatus};
 
 use super::{Keeper, failed, hold, refusal, stale};
@@ -109,14 +109,10 @@ impl Keeper {
             place::open_below(std::slice::from_ref(&self.config.firmware), path).map_err(denied)?;
         }
         let mut files = Vec::new();
-        for (id, target) in &bindings.disks {
+        // Those that the guest only reads, too: QEMU writes them before the guest comes.
+        for target in bindings.disks.values() {
             let file = place::open_below(&self.config.disk_folders, &target.path).map_err(denied)?;
-            let mut others =
-                request.specification.disks().filter(|disk| disk.read_only && disk.id != NVRAM_ID);
-            // What is only read may be shared by VMs: it keeps its owner, and must be readable to all.
-            if !others.any(|disk| disk.id == *id) {
-                files.push((target.path.clone(), file));
-            }
+            files.push((target.path.clone(), file));
         }
         Ok(files)
     }
@@ -177,9 +173,9 @@ impl Keeper {
     }
 }
 
-/// The VM's root disk here.
+/// The VM's root disk here: the first that it may write.
 pub(super) fn root_disk(request: &StartRequest) -> Option<&DiskTarget> {
-    let disk = request.specification.disks().next()?;
+    let disk = request.specification.disks().find(|disk| !disk.read_only)?;
     request.bindings.disks.get(&disk.id)
 }
 

@@ -27,7 +27,7 @@ fn disk_in_pool(host: &VmHost<'_>) -> PathBuf {
     disks.remove(0)
 }
 
-fn renamed(path: &Path) -> PathBuf {
+pub(super) fn renamed(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap().to_str().unwrap();
     let found = path.parent().unwrap().read_dir().unwrap().flatten().map(|entry| entry.path());
     let is_it = |path: &PathBuf| {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::copied::renamed;
 use super::{HANG, VM, World, needs, outcome, proves_itself};
 use crate::harness::Harness;
 
@@ -256,4 +257,9 @@ fn a_held_move_is_finalised_by_the_operator() {
     world.source.await_state(&["finalised"]);
     world.destination.await_state(&["finalised"]);
     assert!(world.guest.wait_for_end(Duration::from_secs(60)).is_ok(), "the old copy ends");
+    // What the destination signs now is the cut-over's content, which the old disk still has.
+    let receipts = world.source.receipts(&id);
+    assert_eq!(receipts.len(), 1);
+    assert_eq!((&receipts[0]["mode"], receipts[0]["size"].as_u64()), (&"live".into(), Some(64 << 20)));
+    world.destination.verify(&receipts[0], &renamed(&world.guest.disk()));
 }

@@ -79,7 +79,7 @@ impl<'a> Host<'a> {
     pub(crate) fn configure(&self) -> PathBuf {
         let mut text = String::new();
         let identity = self.harness.identity(&self.name);
-        writeln!(text, "state_dir = {:?}", self.folder.join("state")).unwrap();
+        writeln!(text, "state_dir = {:?}", self.state()).unwrap();
         writeln!(text, "[listen]\naddress = \"{}\"", self.address.get()).unwrap();
         writeln!(text, "[identity]\ndir = {identity:?}").unwrap();
         writeln!(text, "[metrics]\nlisten = \"off\"\n[log]\nformat = \"json\"").unwrap();
@@ -97,6 +97,11 @@ impl<'a> Host<'a> {
 
     pub(crate) fn config(&self) -> PathBuf {
         self.folder.join("agent.toml")
+    }
+
+    /// What the agent remembers.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.folder.join("state")
     }
 
     pub(crate) fn socket(&self) -> PathBuf {

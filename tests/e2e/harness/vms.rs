@@ -30,8 +30,8 @@ impl<'a> VmHost<'a> {
     pub(crate) fn new(harness: &'a Harness, name: &str, linux: Option<&Linux>) -> Self {
         // Sockets' paths are short by law, and the build's folder may be deep.
         let folder = harness.path(name);
-        let (vms, boot) = (folder.join("vms"), folder.join("boot"));
-        for made in [&vms, &boot] {
+        let (vms, boot, firmware) = (folder.join("vms"), folder.join("boot"), folder.join("firmware"));
+        for made in [&vms, &boot, &firmware] {
             std::fs::create_dir_all(made).unwrap();
         }
         if let Some(linux) = linux {
@@ -42,7 +42,7 @@ impl<'a> VmHost<'a> {
         let mut text = String::new();
         writeln!(text, "[vms]\nfolder = {vms:?}\nvmd = {:?}\nruntime = {folder:?}", folder.join("vmd.sock"))
             .unwrap();
-        writeln!(text, "[migrate_in]\nallow = [\"host-a\", \"host-b\"]\npool = \"{POOL}\"\nboot = {boot:?}")
+        writeln!(text, "[migrate_in]\nallow = [\"host-a\", \"host-b\"]\npool = \"{POOL}\"\nboot = {boot:?}\nfirmware = {firmware:?}")
             .unwrap();
         let host = harness.host(name).with_config(&text).with_pushers(&["host-a", "host-b"]);
         Self { harness, host, folder, agent: RefCell::default(), vmd: RefCell::default() }
@@ -68,6 +68,7 @@ impl<'a> VmHost<'a> {
         let mut command = Command::new(VMD);
         command.arg("serve").arg("--socket").arg(self.folder.join("vmd.sock"));
         command.arg("--state").arg(self.folder.join("vmd-state")).arg("--vms").arg(self.vms());
+        command.arg("--firmware").arg(self.folder.join("firmware"));
         command.arg("--disk-folder").arg(self.host.pool()).arg("--boot").arg(self.folder.join("boot"));
         if let Some(qemu) = qemu {
             command.arg("--qemu").arg(qemu);
@@ -174,6 +175,26 @@ impl<'a> VmHost<'a> {
             let state = self.state();
             states.contains(&state.as_str()).then_some(state)
         })
+    }
+
+    /// The receipts that the destination of a migration gave to this host.
+    pub(crate) fn receipts(&self, migration: &str) -> Vec<Value> {
+        let path = self.host.state().join("migrations").join(migration).join("receipts");
+        let text = until("the receipts", || std::fs::read_to_string(&path).ok());
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// Has `verify` check a receipt of this host's against a disk, with the key of the pool here.
+    #[track_caller]
+    pub(crate) fn verify(&self, receipt: &Value, disk: &Path) {
+        let file = self.folder.join("receipt.json");
+        std::fs::write(&file, receipt.to_string()).unwrap();
+        let mut command = agent_command();
+        command.arg("verify").args([&file, disk]).arg("--config").arg(self.host.config());
+        command.arg("--trust").arg(self.harness.identity("host-a")).args(["--output", "json"]);
+        command.arg("--state").arg(self.folder.join("no-state"));
+        let verdict = self.harness.run("verify", command).done().objects().pop().unwrap();
+        assert_eq!(verdict["signer"], receipt["receiver"]);
     }
 
     /// The process of a VM that runs here, started by whomever.

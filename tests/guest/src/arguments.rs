@@ -72,7 +72,7 @@ pub enum Incoming {
     Unix(PathBuf),
 }
 
-/// The machine's disk.
+/// A disk of the machine.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DiskImage {
     /// How it is stored.
@@ -99,6 +99,10 @@ pub struct Settings {
     pub processors: u32,
     /// Its disk: node `drive0` on node `file0`, device `vd0`.
     pub disk: DiskImage,
+    /// The disk is given as `NovaCron` gives it, by `-drive if=virtio`: node and device have names of QEMU's own.
+    pub by_drive: bool,
+    /// A second disk, that the Linux guest reads over and over and cannot write: node `drive1`, device `vd1`.
+    pub seed: Option<DiskImage>,
     /// How it can be spoken to.
     pub control: Control,
     /// Where it waits for a machine to come in, if it does.
@@ -131,6 +135,8 @@ impl Settings {
             memory,
             processors: 1,
             disk: DiskImage { format: Format::Raw, size, path: None },
+            by_drive: false,
+            seed: None,
             control: Control::default(),
             incoming: None,
             stopped: false,
@@ -148,6 +154,13 @@ impl Settings {
     #[must_use]
     pub fn disk_path(&self, layout: &Layout) -> PathBuf {
         self.disk.path.clone().unwrap_or_else(|| layout.disk(self.disk.format))
+    }
+
+    /// Where the second disk is.
+    #[must_use]
+    pub fn seed_path(&self, layout: &Layout) -> Option<PathBuf> {
+        let seed = self.seed.as_ref()?;
+        Some(seed.path.clone().unwrap_or_else(|| layout.seed(seed.format)))
     }
 
     /// What a disk begins with that is made for this machine.
@@ -178,24 +191,40 @@ impl Settings {
             arguments.pair("-monitor", joined("unix:", &layout.monitor(), ",server=on,wait=off"));
         }
         let disk = self.disk_path(layout);
-        let node = json!({
-            "driver": self.disk.format.name(),
-            "node-name": "drive0",
-            "file": { "driver": "file", "filename": disk, "node-name": "file0" },
-        });
-        arguments.pair("-blockdev", node.to_string());
         let mut device = "virtio-blk-pci,drive=drive0,id=vd0".to_owned();
         match &self.payload {
             Payload::Linux(linux, options) => {
                 arguments.pair("-kernel", &linux.kernel);
                 arguments.pair("-initrd", &linux.initramfs);
                 // Nothing of the kernel's own may come between the guest's lines; a panic is still printed.
+                let options = Options { seed: self.seed.is_some(), ..*options };
                 let append = format!("console=ttyS0 quiet loglevel=1 panic=-1 {options}");
                 arguments.pair("-append", append);
             }
             Payload::BootSector(_) => device.push_str(",bootindex=0"),
         }
-        arguments.pair("-device", device);
+        if self.by_drive {
+            let drive = joined("file=", &disk, &format!(",format={},if=virtio", self.disk.format.name()));
+            arguments.pair("-drive", drive);
+        } else {
+            let node = json!({
+                "driver": self.disk.format.name(),
+                "node-name": "drive0",
+                "file": { "driver": "file", "filename": disk, "node-name": "file0" },
+            });
+            arguments.pair("-blockdev", node.to_string());
+            arguments.pair("-device", device);
+        }
+        if let (Some(seed), Some(path)) = (&self.seed, self.seed_path(layout)) {
+            let node = json!({
+                "driver": seed.format.name(),
+                "node-name": "drive1",
+                "read-only": true,
+                "file": { "driver": "file", "filename": path, "read-only": true },
+            });
+            arguments.pair("-blockdev", node.to_string());
+            arguments.pair("-device", "virtio-blk-pci,drive=drive1,id=vd1");
+        }
         match &self.incoming {
             Some(Incoming::Defer) => arguments.pair("-incoming", "defer"),
             Some(Incoming::Unix(path)) => arguments.pair("-incoming", joined("unix:", path, "")),

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::error::{Error, Kind};
-use crate::init::slots::{Block, Disk, Verifier};
+use crate::init::slots::{BLOCK, Block, Disk, Verifier};
 
 /// How an image is stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -37,6 +37,21 @@ pub enum Left {
     Nothing,
     /// Exactly what this many writes make, and no other bytes in the slots.
     Writes(u64),
+}
+
+/// What a disk that the guest only reads begins with: 1 MiB, as if a guest had written it.
+pub(crate) fn seed() -> Vec<u8> {
+    const SLOTS: u64 = 255;
+    let mut bytes = vec![0; 1 << 20];
+    if let Some(disk) = Disk::new(0x5eed, SLOTS) {
+        let mut put = |block: u64, content: &Block| {
+            let at = usize::try_from(block).unwrap_or(usize::MAX) * BLOCK;
+            bytes[at..at + BLOCK].copy_from_slice(&content.0);
+        };
+        put(0, &disk.header());
+        (1..=2 * SLOTS).for_each(|sequence| put(disk.slot_of(sequence), &disk.block(sequence)));
+    }
+    bytes
 }
 
 /// Makes an image of `size` bytes that begins with `first` and is zero from there on.

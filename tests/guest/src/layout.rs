@@ -72,6 +72,15 @@ impl Layout {
             Format::Qcow2 => "disk.qcow2",
         })
     }
+
+    /// The disk that the guest only reads.
+    #[must_use]
+    pub fn seed(&self, format: Format) -> PathBuf {
+        self.folder.join(match format {
+            Format::Raw => "seed.raw",
+            Format::Qcow2 => "seed.qcow2",
+        })
+    }
 }
 
 /// What NovaCron has in `config.json` (`VMConfig` in `backend/core/vm/vm.go`). `cpu_shares` is what its driver passes

@@ -26,7 +26,7 @@ pub mod serial;
 pub mod timeline;
 mod vm;
 
-pub use arguments::{Control, Incoming, Machine, Payload, Settings};
+pub use arguments::{Control, DiskImage, Incoming, Machine, Payload, Settings};
 pub use available::{CAPABILITY, Linux, QEMU, available};
 pub use boot_sector::{BootSector, SECTOR, Torn};
 pub use error::{Error, Kind};

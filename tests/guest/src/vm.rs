@@ -48,6 +48,11 @@ impl Vm {
         if !image.exists() {
             disk::create(&image, settings.disk.format, settings.disk.size, &settings.first_bytes())?;
         }
+        if let (Some(seed), Some(path)) = (&settings.seed, settings.seed_path(&layout))
+            && !path.exists()
+        {
+            disk::create(&path, seed.format, seed.size, &disk::seed())?;
+        }
         let config = config(&settings.id, settings.memory, settings.processors, &image, settings.disk.size);
         fs::write(layout.config(), format!("{config:#}\n")).map_err(failed)?;
         // What an earlier machine left would be taken for this one's. QEMU replaces its sockets itself.

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use crate::specification::carried::NVRAM_NODE;
 use crate::specification::{
     Accelerator, ClockBase, Console, Device, DiskDevice, DiskTarget, Firmware, HostNetwork, NVRAM_ID,
     NetworkDevice, Property, SpecificationError, Start, StartRequest, Video, VmSpecification, catalogue,
@@ -53,9 +54,9 @@ pub fn arguments(request: &StartRequest, place: &Place) -> Result<Vec<OsString>,
     let disk = |id: &str| request.bindings.disks.get(id).ok_or_else(|| missing(id));
     if let Firmware::Uefi { .. } = vm.firmware {
         let code = request.bindings.firmware.as_deref().ok_or_else(|| missing("firmware"))?;
-        line.blockdev("flash-code", code, "raw", true);
+        line.blockdev("flash-code", code, "raw", Access::Read);
         if let Some(target) = request.bindings.disks.get(NVRAM_ID) {
-            line.blockdev("flash-variables", &target.path, target.format.name(), false);
+            line.blockdev(NVRAM_NODE, &target.path, target.format.name(), Access::Write);
         }
     }
     let none = vm.video == Video::None;
@@ -68,7 +69,16 @@ pub fn arguments(request: &StartRequest, place: &Place) -> Result<Vec<OsString>,
     consoles(&mut line, vm, &place.folder);
     for (at, device) in vm.devices.iter().enumerate() {
         match device {
-            Device::Disk(device) => disk_device(&mut line, device, disk(&device.id)?),
+            Device::Disk(device) => {
+                let mut all = vm.carried();
+                let below = all.find(|carried| carried.read_only && carried.id == device.id);
+                let access = match below {
+                    None => Access::Write,
+                    Some(carried) if request.start == Start::Incoming => Access::Below(carried.node),
+                    Some(_) => Access::Read,
+                };
+                disk_device(&mut line, device, disk(&device.id)?, access);
+            }
             Device::Network(device) => network(&mut line, device, request, place)?,
             Device::Drive(device) => {
                 line.device(&device.model, device.device_id.as_deref(), &[], &device.properties)
@@ -113,7 +123,7 @@ fn machine(line: &mut Line, vm: &VmSpecification) {
     if let Firmware::Uefi { nvram, .. } = &vm.firmware {
         machine.push_str(",pflash0=flash-code");
         if nvram.is_some() {
-            machine.push_str(",pflash1=flash-variables");
+            machine.push_str(&format!(",pflash1={NVRAM_NODE}"));
         }
     }
     line.add("-machine", &machine);
@@ -222,8 +232,17 @@ const fn video(video: Video) -> &'static str {
     }
 }
 
-fn disk_device(line: &mut Line, device: &DiskDevice, target: &DiskTarget) {
-    line.blockdev(&device.node, &target.path, target.format.name(), device.read_only);
+/// Who writes an image.
+#[derive(Debug)]
+enum Access {
+    Read,
+    Write,
+    /// Not the guest; but whoever fills it before the guest comes, through a node of this name.
+    Below(String),
+}
+
+fn disk_device(line: &mut Line, device: &DiskDevice, target: &DiskTarget, access: Access) {
+    line.blockdev(&device.node, &target.path, target.format.name(), access);
     let own = [("drive", device.node.as_str())];
     line.device(&device.model, device.device_id.as_deref(), &own, &device.properties);
 }
@@ -278,16 +297,24 @@ impl Line {
         self.0.push(value.into());
     }
 
-    fn blockdev(&mut self, node: &str, file: &Path, format: &str, read_only: bool) {
+    fn blockdev(&mut self, node: &str, file: &Path, format: &str, access: Access) {
         let device = file.starts_with("/dev");
         let driver = if device { "host_device" } else { "file" };
-        let node = json!({
+        let (own, below) = match access {
+            Access::Read => (true, true),
+            Access::Write => (false, false),
+            Access::Below(_) => (true, false),
+        };
+        let mut node = json!({
             "driver": format,
             "node-name": node,
-            "read-only": read_only,
+            "read-only": own,
             "discard": "unmap",
-            "file": { "driver": driver, "filename": file.to_string_lossy(), "read-only": read_only, "discard": "unmap" },
+            "file": { "driver": driver, "filename": file.to_string_lossy(), "read-only": below, "discard": "unmap" },
         });
+        if let Access::Below(name) = access {
+            node["file"]["node-name"] = name.into();
+        }
         self.add("-blockdev", &node.to_string());
     }
 

@@ -18,6 +18,7 @@
 
 mod arguments;
 mod blockdev;
+pub(crate) mod carried;
 pub mod catalogue;
 mod check;
 mod derive;
@@ -32,11 +33,12 @@ mod stopped;
 
 use serde::{Deserialize, Serialize};
 
+pub use carried::Carried;
 pub use check::{
     MAX_DEVICES, MAX_DISK, MAX_FEATURES, MAX_HOST_MODEL, MAX_KERNEL_COMMAND_LINE, MAX_MEMORY, MAX_NAME,
     MAX_PARALLEL, MAX_PROCESSORS, MAX_PROPERTIES, MAX_SERIAL, MAX_VALUE, is_plain_name,
 };
-pub use derive::{Derived, NamedFiles, SourceDisk, derive, named_files};
+pub use derive::{Derived, NamedFiles, SourceDisk, derive, firmware_code, named_files};
 pub use device::{
     ChannelDevice, Device, DiskDevice, DiskFormat, DriveDevice, NetworkBackend, NetworkDevice, PlainDevice,
     Property,
@@ -177,7 +179,7 @@ pub enum Firmware {
     /// UEFI in flash memory.
     Uefi {
         /// The code: a file in the firmware folder.
-        code: String,
+        code: BootFile,
         /// The variables: carried like a disk, under the id [`NVRAM_ID`].
         nvram: Option<Nvram>,
     },

@@ -29,12 +29,17 @@ pub(crate) struct Opened {
     table: Table,
 }
 
-/// Opens the disk. One that this program has written before is checked, all of it; any other is made its own.
-pub(crate) fn open(options: Options, state: &State) -> io::Result<Opened> {
+/// Waits until a disk is there; whoever opens it says that it is not.
+pub(crate) fn await_device(device: &str) {
     let begin = Instant::now();
-    while !Path::new(DEVICE).exists() && begin.elapsed() < APPEARS {
+    while !Path::new(device).exists() && begin.elapsed() < APPEARS {
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Opens the disk. One that this program has written before is checked, all of it; any other is made its own.
+pub(crate) fn open(options: Options, state: &State) -> io::Result<Opened> {
+    await_device(DEVICE);
     let flags = OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC;
     let mut file = File::from(rustix::fs::open(DEVICE, flags, Mode::empty())?);
     let size = file.seek(SeekFrom::End(0))? / BLOCK as u64;
@@ -52,8 +57,8 @@ pub(crate) fn open(options: Options, state: &State) -> io::Result<Opened> {
     Ok(Opened { file, disk, table: Table::after(disk, 0) })
 }
 
-/// Reads every slot.
-fn check(file: File, disk: Disk, state: &State) -> io::Result<Opened> {
+/// Reads every slot. None, after reports, when the disk is not what some number of writes makes.
+pub(crate) fn read_all(file: &File, disk: Disk, state: &State) -> io::Result<Option<Table>> {
     let mut verifier = Verifier::new(disk);
     let mut blocks = vec![Block::ZERO; BATCH];
     let mut next = 1;
@@ -61,7 +66,7 @@ fn check(file: File, disk: Disk, state: &State) -> io::Result<Opened> {
         let count = usize::try_from(disk.slots() + 1 - next).map_or(BATCH, |left| left.min(BATCH));
         let mut slices: Vec<IoSliceMut<'_>> =
             blocks[..count].iter_mut().map(|block| IoSliceMut::new(&mut block.0)).collect();
-        let read = rustix::io::preadv(&file, &mut slices, next * BLOCK as u64)?;
+        let read = rustix::io::preadv(file, &mut slices, next * BLOCK as u64)?;
         // A direct read ends where a block does.
         let read = read / BLOCK;
         if read == 0 {
@@ -70,17 +75,15 @@ fn check(file: File, disk: Disk, state: &State) -> io::Result<Opened> {
         blocks[..read].iter().for_each(|block| verifier.add(block));
         next += read as u64;
     }
-    match verifier.finish() {
-        Ok(table) => {
-            state.say(&format!("DISK intact seq={}", table.last()));
-            state.set_disk_writes(table.last());
-            Ok(Opened { file, disk, table })
-        }
-        Err(wrong) => {
-            wrong.iter().for_each(|wrong| state.corrupt(&wrong.to_string()));
-            Err(io::Error::other(format!("{} slots are wrong", wrong.len())))
-        }
-    }
+    let read = verifier.finish();
+    Ok(read.map_err(|wrong| wrong.iter().for_each(|wrong| state.corrupt(&wrong.to_string()))).ok())
+}
+
+fn check(file: File, disk: Disk, state: &State) -> io::Result<Opened> {
+    let table = read_all(&file, disk, state)?.ok_or_else(|| io::Error::other("it is not as it was left"))?;
+    state.say(&format!("DISK intact seq={}", table.last()));
+    state.set_disk_writes(table.last());
+    Ok(Opened { file, disk, table })
 }
 
 /// A number that no other disk has. Early in the boot there may be little entropy; two guests still differ.

@@ -1,4 +1,4 @@
-//! Process 1 of the test guest: changes memory and disk, checks both, and says so on the first serial port.
+//! Process 1 of the test guest: changes memory and disks, checks them, and says so on the first serial port.
 //!
 //! What it prints, a line each: [`READY`], `DISK fresh` or `DISK intact seq=N`, a [`Heartbeat`] each interval,
 //! [`CORRUPT`] and details whenever something is not as it was left, [`POWER_OFF`]. Threads keep apart what must not
@@ -17,6 +17,7 @@ use crate::state::State;
 mod disk;
 mod machine;
 mod regions;
+mod seed;
 mod state;
 
 fn main() -> ExitCode {
@@ -43,6 +44,9 @@ fn run(state: &Arc<State>) -> Result<(), String> {
     if !options.no_disk {
         let opened = disk::open(options, state).map_err(|error| format!("disk: {error}"))?;
         spawn("disk", state, move |state| opened.run(options, &state));
+    }
+    if options.seed {
+        spawn("seed", state, move |state| seed::run(options, &state));
     }
     state.say(&format!("{READY} {options}"));
     if let Some(hot) = regions.hot {

@@ -27,6 +27,8 @@ pub struct Options {
     pub heartbeat: u64,
     /// `tg.nodisk`: leave the disk alone.
     pub no_disk: bool,
+    /// `tg.seed`: read the second disk over and over, which nobody may write.
+    pub seed: bool,
 }
 
 impl Default for Options {
@@ -42,6 +44,7 @@ impl Default for Options {
             disk_writes: 8,
             heartbeat: 100,
             no_disk: false,
+            seed: false,
         }
     }
 }
@@ -71,6 +74,10 @@ impl Options {
                     options.no_disk = value == "1";
                     continue;
                 }
+                "seed" => {
+                    options.seed = value == "1";
+                    continue;
+                }
                 _ => return Err(word.to_owned()),
             };
             *field = number.ok_or_else(|| word.to_owned())?;
@@ -88,9 +95,14 @@ impl Options {
 impl fmt::Display for Options {
     /// The words of the command line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { constant, duplicate, hot, rate, edit, disk, disk_writes, heartbeat, no_disk } = self;
+        let Self { constant, duplicate, hot, rate, edit, disk, disk_writes, heartbeat, no_disk, seed } = self;
         write!(f, "tg.static={constant} tg.dup={duplicate} tg.hot={hot} tg.rate={rate} tg.edit={edit} ")?;
-        write!(f, "tg.disk={disk} tg.dops={disk_writes} tg.hb={heartbeat} tg.nodisk={}", u8::from(*no_disk))
+        write!(
+            f,
+            "tg.disk={disk} tg.dops={disk_writes} tg.hb={heartbeat} tg.nodisk={} ",
+            u8::from(*no_disk)
+        )?;
+        write!(f, "tg.seed={}", u8::from(*seed))
     }
 }
 
@@ -102,11 +114,12 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_printed_is_read(
-            sizes in prop::array::uniform6(0..=MAX_MIB), edit in 1..=512_u64, heartbeat in 1..=MAX_MIB, no_disk: bool
+            sizes in prop::array::uniform6(0..=MAX_MIB), edit in 1..=512_u64, heartbeat in 1..=MAX_MIB, no_disk: bool,
+            seed: bool
         ) {
             let [constant, duplicate, hot, rate, disk, disk_writes] = sizes;
             let options = Options {
-                constant, duplicate, hot, rate, edit: edit * 8, disk, disk_writes, heartbeat, no_disk
+                constant, duplicate, hot, rate, edit: edit * 8, disk, disk_writes, heartbeat, no_disk, seed
             };
             prop_assert_eq!(Options::parse(&format!("quiet {options} panic=-1\n")), Ok(options));
         }

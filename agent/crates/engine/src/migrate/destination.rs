@@ -3,6 +3,7 @@
 mod images;
 mod prepare;
 mod qemu;
+mod receipts;
 mod rejoin;
 mod revoke;
 mod run;
@@ -25,6 +26,8 @@ use tunnel::ChannelTunnel;
 use volume::SessionId;
 
 use super::contact::Arrived;
+pub(super) use receipts::Sealed;
+
 use super::leaves::LiveLeaves;
 use super::message::{self, DiskRoot, FromDestination, FromSource};
 use super::mode::Mode;
@@ -150,12 +153,13 @@ pub(super) struct Owner {
     pub(super) request: Option<StartRequest>,
     pub(super) pool: String,
     pub(super) key_id: String,
-    pub(super) roots: Vec<DiskRoot>,
     pub(super) ram: Option<Arc<RamReceiver>>,
     /// The guest's memory follows while it runs.
     pub(super) postcopy: bool,
     /// The disks were read back in the pause.
     pub(super) readback: bool,
+    /// The source's roots, once they were found to be those of what is here.
+    pub(super) compared: Vec<DiskRoot>,
     /// Nothing was made here: refused, or a dry run.
     pub(super) over: bool,
     prepared: bool,
@@ -201,10 +205,10 @@ pub async fn run(
         request: None,
         pool: String::new(),
         key_id: String::new(),
-        roots: Vec::new(),
         ram: None,
         postcopy: false,
         readback: false,
+        compared: Vec::new(),
         over: false,
         prepared: resumed,
     };
@@ -412,13 +416,20 @@ impl Owner {
                 self.readback = readback;
                 let answer = self.compare(&roots, readback).await;
                 match answer {
-                    Ok(compared) => self.tell(&compared).await,
+                    Ok(compared) => {
+                        let equal = matches!(&compared, FromDestination::Compared { differing, .. } if differing.is_empty());
+                        self.compared = if equal { roots } else { Vec::new() };
+                        self.tell(&compared).await;
+                    }
                     Err(why) => self.apply(DestinationEvent::Failed(why), todo),
                 }
             }
-            FromSource::Permit { generation, roots } => {
+            FromSource::Permit { generation, roots: _ } => {
                 if generation == self.record.generation {
-                    self.roots = roots;
+                    // Told again after a restart, it says nothing that is not durable already.
+                    if self.record.sealed.is_none() {
+                        self.seal();
+                    }
                     self.apply(DestinationEvent::Permit, todo);
                 } else {
                     let why = format!("a permit of generation {generation} came");

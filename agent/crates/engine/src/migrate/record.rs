@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use session::cutover::{DestinationState, SourceState};
 use volume::{Generation, SessionId};
 
+use super::destination::Sealed;
 use super::mode::Mode;
 use super::report::Report;
 use crate::error::EngineError;
@@ -49,6 +50,9 @@ pub struct Record {
     pub role: Role,
     /// What it came to, as far as it is known.
     pub report: Report,
+    /// At the destination, from the permit on: what its receipts state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<Sealed>,
 }
 
 /// Which end of a migration.
@@ -97,6 +101,7 @@ impl Record {
             changed: now,
             role,
             report: Report::default(),
+            sealed: None,
         }
     }
 
@@ -273,6 +278,9 @@ mod tests {
             disks: vec!["/srv/a".to_owned()],
         };
         let mut record = Record::new(id, "vm-1", "host-a", role);
+        let sealed = r#"{"pool":"p","key_id":"k","readback":true,"time":7,
+            "disks":[{"id":"d","size":512,"root":"ab"}]}"#;
+        record.sealed = Some(serde_json::from_str(sealed).unwrap());
         records.save(&mut record).unwrap();
         let again = Records::open(folder.path()).unwrap();
         assert_eq!(again.load(id).unwrap(), Some(record.clone()));

@@ -11,6 +11,7 @@ mod cold;
 mod copy;
 mod facts;
 mod forecast;
+mod handover;
 mod memory;
 mod mirror;
 mod plan;

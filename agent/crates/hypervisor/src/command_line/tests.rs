@@ -122,7 +122,9 @@ fn flash_and_kernel_are_named() {
         -uuid 00000000-0000-0000-0000-000000000001";
     let facts = VmFacts {
         blocks: vec![block("/u/OVMF_CODE.fd"), block("/v/vars.fd")],
-        files: vec![FileFact { path: "/b/vmlinux".into(), sha256: "ab".repeat(32), size: 9 }],
+        files: ["/b/vmlinux", "/u/OVMF_CODE.fd"]
+            .map(|path| FileFact { path: path.into(), sha256: "ab".repeat(32), size: 9 })
+            .into(),
         ..VmFacts::default()
     };
     let found = line(source, &facts, &mapping(), &[]);
@@ -136,6 +138,28 @@ fn flash_and_kernel_are_named() {
     ] {
         assert!(found.contains(part), "{part} is not in\n{found}");
     }
+}
+
+#[test]
+fn a_read_only_disk_is_filled_below_its_node_before_the_guest_comes() {
+    let words = "qemu -nodefaults -M pc-q35-10.0 -drive file=/s.raw,format=raw,if=virtio,readonly=on";
+    let words: Vec<_> = words.split_whitespace().map(ToOwned::to_owned).collect();
+    let facts = VmFacts { blocks: vec![block("/s.raw")], ..VmFacts::default() };
+    let found = derive("a", &words, &facts, None).unwrap();
+    let mut mapping = mapping();
+    if let Some(target) = mapping.disks.get_mut("virtio0") {
+        target.format = DiskFormat::Raw;
+    }
+    let node = |start| {
+        let (request, _) = resolve(&found.specification, &mapping, 1, start).unwrap();
+        let line = arguments(&request, &Place { folder: "/x".into(), taps: BTreeMap::new() }).unwrap();
+        line.iter().find(|word| word.to_string_lossy().starts_with('{')).unwrap().clone()
+    };
+    assert_eq!(
+        node(Start::Incoming),
+        r#"{"discard":"unmap","driver":"raw","file":{"discard":"unmap","driver":"file","filename":"/pool/d,1.qcow2","node-name":"below-0","read-only":false},"node-name":"node-virtio0","read-only":true}"#
+    );
+    assert!(node(Start::Running).to_string_lossy().contains(r#"qcow2","read-only":true}"#));
 }
 
 #[test]

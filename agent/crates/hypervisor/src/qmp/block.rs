@@ -348,6 +348,14 @@ impl Qmp {
         self.command("blockdev-del", &json!({ "node-name": node_name })).await
     }
 
+    /// `blockdev-set-active` (QEMU 10) of all nodes: whether this QEMU uses the images. A guest must not run without.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`]; refused while something writes.
+    pub async fn blockdev_set_active(&self, active: bool) -> Result<(), MonitorError> {
+        self.command("blockdev-set-active", &json!({ "active": active })).await
+    }
+
     /// `blockdev-mirror`: starts it. [`EventKind::JobReady`](super::EventKind::JobReady) says that it has caught up.
     ///
     /// # Errors

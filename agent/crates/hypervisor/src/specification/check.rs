@@ -151,7 +151,7 @@ fn check_firmware(firmware: &Firmware) -> Result<(), SpecificationError> {
         Firmware::Bios { file: None } => Ok(()),
         Firmware::Bios { file: Some(file) } => check_file_name("firmware.file", file),
         Firmware::Uefi { code, nvram } => {
-            check_file_name("firmware.code", code)?;
+            check_boot_file(code)?;
             nvram.map_or(Ok(()), |nvram| check_size("firmware.nvram", nvram.size))
         }
     }
@@ -166,13 +166,13 @@ fn check_kernel(kernel: &KernelBoot) -> Result<(), SpecificationError> {
 }
 
 fn check_boot_file(file: &BootFile) -> Result<(), SpecificationError> {
-    check_file_name("kernel.name", &file.name)?;
+    check_file_name("boot_file.name", &file.name)?;
     let digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
     if file.sha256.len() != 64 || !file.sha256.bytes().all(digit) {
-        return Err(SpecificationError::value("kernel.sha256", &file.sha256, "64 hexadecimal digits"));
+        return Err(SpecificationError::value("boot_file.sha256", &file.sha256, "64 hexadecimal digits"));
     }
     if file.size == 0 || file.size > super::MAX_BOOT_FILE {
-        return Err(SpecificationError::value("kernel.size", &file.size.to_string(), "1 byte to 1 GiB"));
+        return Err(SpecificationError::value("boot_file.size", &file.size.to_string(), "1 byte to 1 GiB"));
     }
     Ok(())
 }

@@ -107,6 +107,15 @@ pub fn named_files(process: &[String]) -> Result<NamedFiles, SpecificationError>
     Ok(named)
 }
 
+/// The UEFI code that a QEMU process was started with: [`derive()`] wants its digest, too.
+#[must_use]
+pub fn firmware_code(process: &[String]) -> Option<PathBuf> {
+    // What cannot be read is derive's to report.
+    let collected = Collected::read(process, &mut Vec::new()).ok()?;
+    let [code, _] = collected.flash_images();
+    code?.ok().map(|image| image.path)
+}
+
 /// Describes the VM that the process with these arguments (`/proc/PID/cmdline`) runs.
 ///
 /// `id` is the VM's id; `novacron` its `config.json` when NovaCron manages it.

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use sha2::{Digest, Sha256};
@@ -46,6 +46,15 @@ pub fn fact_of(path: &Path) -> io::Result<FileFact> {
     Ok(FileFact { path: path.to_owned(), sha256, size })
 }
 
+/// The file that a name in a folder stands for: vmd follows no links. What leads out of the folder is left to vmd, which
+/// refuses it.
+fn real_name(folder: &Path, name: &str) -> PathBuf {
+    let path = folder.join(name);
+    let real = path.canonicalize().ok().zip(folder.canonicalize().ok());
+    let inside = real.and_then(|(path, folder)| Some(path.strip_prefix(folder).ok()?.to_owned()));
+    inside.map_or(path, |inside| folder.join(inside))
+}
+
 /// Which of the named files a folder holds, with their digests: what
 /// [`HostMapping`](super::HostMapping) wants of the boot and firmware folders. Names that are not there are left out.
 ///
@@ -61,7 +70,7 @@ pub fn inventory<'a>(
         if !super::is_plain_name(name) {
             continue;
         }
-        match fact_of(&folder.join(name)) {
+        match fact_of(&real_name(folder, name)) {
             Ok(fact) => found.push(NamedHostFile { name: name.to_owned(), file: fact }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Accelerator, BootFile, DiskFormat, FileFact, Finding, Firmware, NVRAM_ID, NetworkBackend,
+    Accelerator, BootFile, Carried, DiskFormat, FileFact, Finding, Firmware, NetworkBackend,
     SpecificationError, VmSpecification, check,
 };
 
@@ -128,11 +128,18 @@ impl StartRequest {
         self.specification.check()?;
         let Bindings { disks, networks, kernel, initrd, firmware } = &self.bindings;
         let specification = &self.specification;
-        let wanted: Vec<&str> =
-            specification.disks().map(|disk| disk.id.as_str()).chain(nvram(specification)).collect();
+        let wanted: Vec<&str> = specification.carried().map(|carried| carried.id).collect();
         for id in &wanted {
             let target = disks.get(*id).ok_or_else(|| missing("a disk", id))?;
             check_path(&target.path)?;
+        }
+        // What is written below the disk's own node is bytes, not a format.
+        let incoming = |disk: &Carried<'_>| self.start == Start::Incoming && disk.read_only;
+        for disk in specification.carried().filter(incoming) {
+            if disks.get(disk.id).is_some_and(|target| target.format != DiskFormat::Raw) {
+                let why = "a read-only disk that comes with a running guest is kept raw";
+                return Err(SpecificationError::value("bindings.disks.format", disk.id, why));
+            }
         }
         let cards: Vec<&str> = specification.networks().map(|network| network.id.as_str()).collect();
         for id in &cards {
@@ -196,13 +203,6 @@ fn check_path(path: &Path) -> Result<(), SpecificationError> {
     if path.is_absolute() && plain { Ok(()) } else { Err(wrong("paths are absolute, without . and ..")) }
 }
 
-fn nvram(specification: &VmSpecification) -> Option<&'static str> {
-    match &specification.firmware {
-        Firmware::Uefi { nvram: Some(_), .. } => Some(NVRAM_ID),
-        Firmware::Uefi { nvram: None, .. } | Firmware::Bios { .. } => None,
-    }
-}
-
 /// Binds a VM to this host. The request comes with warnings.
 ///
 /// # Errors
@@ -224,7 +224,7 @@ pub fn resolve(
     }
     host(specification, mapping, &mut findings);
     let mut bindings = Bindings::default();
-    for id in specification.disks().map(|disk| disk.id.as_str()).chain(nvram(specification)) {
+    for id in specification.carried().map(|carried| carried.id) {
         match mapping.disks.get(id) {
             Some(target) => {
                 bindings.disks.insert(id.to_owned(), target.clone());
@@ -244,21 +244,7 @@ pub fn resolve(
         bindings.kernel = boot_file(&boot.kernel, mapping, &mut findings);
         bindings.initrd = boot.initrd.as_ref().and_then(|initrd| boot_file(initrd, mapping, &mut findings));
     }
-    let firmware = match &specification.firmware {
-        Firmware::Bios { file } => file.as_ref(),
-        Firmware::Uefi { code, .. } => Some(code),
-    };
-    if let Some(name) = firmware {
-        bindings.firmware =
-            mapping.firmware.iter().find(|file| file.name == *name).map(|file| file.file.path.clone());
-        if bindings.firmware.is_none() {
-            findings.push(Finding::blocking(
-                "firmware-mapping",
-                format!("the firmware folder has no {name}"),
-                "copy the source's file of that name into the receiver's firmware folder",
-            ));
-        }
-    }
+    bindings.firmware = firmware(&specification.firmware, mapping, &mut findings);
     if findings.iter().any(Finding::is_blocking) {
         return Err(findings);
     }
@@ -318,6 +304,37 @@ fn network(backend: &NetworkBackend, mapping: &HostMapping, findings: &mut Vec<F
         return HostNetwork::Disconnected {};
     };
     HostNetwork::Bridge { name: name.clone() }
+}
+
+/// The firmware by name. Flash memory is a part of the guest's memory, so its length is that of the source's; its content
+/// travels with a running guest, and is the receiver's from the next start on.
+fn firmware(firmware: &Firmware, mapping: &HostMapping, findings: &mut Vec<Finding>) -> Option<PathBuf> {
+    let name = match firmware {
+        Firmware::Bios { file } => file.as_ref()?,
+        Firmware::Uefi { code, .. } => &code.name,
+    };
+    let fix = "copy the source's file of that name into the receiver's firmware folder (`firmware` of [migrate_in])";
+    let Some(here) = mapping.firmware.iter().find(|file| file.name == *name) else {
+        findings.push(Finding::blocking(
+            "firmware-mapping",
+            format!("the firmware folder has no {name}"),
+            fix,
+        ));
+        return None;
+    };
+    match firmware {
+        Firmware::Uefi { code, .. } if code.size != here.file.size => {
+            let evidence = format!("{name} has {} bytes here, and {} at the source", here.file.size, code.size);
+            findings.push(Finding::blocking("firmware-mapping", evidence, fix));
+        }
+        Firmware::Uefi { code, .. } if code.sha256 != here.file.sha256 => findings.push(Finding::warning(
+            "firmware-differs",
+            format!("{name} in the firmware folder is not the source's: its digest differs"),
+            "install the source's firmware if the guest is to boot with the same; until then it keeps what it has",
+        )),
+        Firmware::Uefi { .. } | Firmware::Bios { .. } => {}
+    }
+    Some(here.file.path.clone())
 }
 
 fn boot_file(file: &BootFile, mapping: &HostMapping, findings: &mut Vec<Finding>) -> Option<PathBuf> {

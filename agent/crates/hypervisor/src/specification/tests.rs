@@ -141,11 +141,49 @@ fn changes_since_the_start_are_seen() {
 fn uefi_is_code_by_name_and_variables_like_a_disk() {
     let line = "qemu -nodefaults -M pc-q35-10.0 -drive if=pflash,format=raw,readonly=on,file=/usr/OVMF_CODE.fd \
         -drive if=pflash,format=raw,file=/vms/a/vars.fd";
-    let found = derived(line, &facts(&[("/usr/OVMF_CODE.fd", "raw"), ("/vms/a/vars.fd", "raw")]));
+    assert_eq!(firmware_code(&words(line)), Some("/usr/OVMF_CODE.fd".into()));
+    let blocks = [("/usr/OVMF_CODE.fd", "raw"), ("/vms/a/vars.fd", "raw"), ("/d.raw", "raw")];
+    let unread = derived(line, &facts(&blocks[..2]));
+    assert_eq!(unread.findings[0].rule, "firmware-file");
+    let file = FileFact { path: "/usr/OVMF_CODE.fd".into(), sha256: "ab".repeat(32), size: 9 };
+    let facts = VmFacts { files: vec![file.clone()], ..facts(&blocks) };
+    let line = format!("{line} -drive file=/d.raw,format=raw,if=virtio,readonly=on");
+    let found = derived(&line, &facts);
     assert_eq!(found.findings, []);
     let nvram = Some(Nvram { size: 64 << 20, format: DiskFormat::Raw });
-    assert_eq!(found.specification.firmware, Firmware::Uefi { code: "OVMF_CODE.fd".to_owned(), nvram });
-    assert_eq!(found.disks[0].id, NVRAM_ID);
+    let code = BootFile { name: "OVMF_CODE.fd".to_owned(), sha256: file.sha256.clone(), size: 9 };
+    assert_eq!(found.specification.firmware, Firmware::Uefi { code, nvram });
+    // Both ends number what travels in the same order.
+    let there: Vec<_> = found.specification.carried().map(|carried| carried.id).collect();
+    assert_eq!(there, ["virtio0", NVRAM_ID]);
+    assert!(found.disks.iter().map(|disk| disk.id.as_str()).eq(there));
+    firmware_of_a_host(found.specification, file);
+}
+
+/// The code is there, of the same length, and perhaps another version of it.
+fn firmware_of_a_host(vm: VmSpecification, file: FileFact) {
+    let target = |format| DiskTarget { path: "/pool/x".into(), format };
+    let mut mapping = HostMapping {
+        disks: ["virtio0", NVRAM_ID].map(|id| (id.to_owned(), target(DiskFormat::Raw))).into(),
+        accelerators: vec![Accelerator::Tcg],
+        ..HostMapping::default()
+    };
+    let rule = |mapping: &HostMapping| match resolve(&vm, mapping, 1, Start::Incoming) {
+        Ok((_, findings)) => findings.first().map(|finding| (finding.rule, false)),
+        Err(findings) => findings.first().map(|finding| (finding.rule, true)),
+    };
+    assert_eq!(rule(&mapping), Some(("firmware-mapping", true)));
+    let named = |file| vec![NamedHostFile { name: "OVMF_CODE.fd".to_owned(), file }];
+    mapping.firmware = named(FileFact { size: 10, ..file.clone() });
+    assert_eq!(rule(&mapping), Some(("firmware-mapping", true)));
+    mapping.firmware = named(FileFact { sha256: "cd".repeat(32), ..file.clone() });
+    assert_eq!(rule(&mapping), Some(("firmware-differs", false)));
+    mapping.firmware = named(file);
+    assert_eq!(rule(&mapping), None);
+    mapping.disks.insert("virtio0".to_owned(), target(DiskFormat::Qcow2));
+    let (request, _) = resolve(&vm, &mapping, 1, Start::Paused).unwrap();
+    request.check().unwrap();
+    StartRequest { start: Start::Incoming, ..request }.check().unwrap_err();
 }
 
 #[test]

@@ -73,14 +73,14 @@ impl Owner {
         specification: &VmSpecification,
         targets: &BTreeMap<String, DiskTarget>,
     ) -> Result<(), String> {
-        for disk in specification.disks().filter(|disk| !disk.read_only) {
-            let target = targets.get(&disk.id).ok_or("a disk has no place here")?;
+        for disk in specification.carried() {
+            let target = targets.get(disk.id).ok_or("a disk has no place here")?;
             let export = Exporter::writable(&target.path, target.format.name())
                 .connections(CONNECTIONS)
                 .start()
                 .await
                 .map_err(|error| chain(&error))?;
-            self.images.insert(disk.id.clone(), export);
+            self.images.insert(disk.id.to_owned(), export);
         }
         Ok(())
     }

@@ -76,7 +76,7 @@ impl Owner {
         if prepare.postcopy && prepare.multifd > 0 {
             return Err("post-copy needs a single stream: leave multifd out".to_owned());
         }
-        if prepare.multifd > MAX_MULTIFD || specification.disks().count() > MAX_DISKS {
+        if prepare.multifd > MAX_MULTIFD || specification.carried().count() > MAX_DISKS {
             return Err(format!("at most {MAX_MULTIFD} multifd channels and {MAX_DISKS} disks are taken"));
         }
         self.record.vm.clone_from(&specification.id);
@@ -143,8 +143,8 @@ impl Owner {
         self.specification = Some(specification.clone());
         self.context.records.raise_generation(&vm, generation).map_err(|error| error.chain())?;
         self.save().map_err(|error| error.chain())?;
-        for disk in specification.disks() {
-            if let Some(target) = targets.get(&disk.id) {
+        for disk in specification.carried() {
+            if let Some(target) = targets.get(disk.id) {
                 make_disk(target, disk.size).await?;
             }
         }
@@ -162,11 +162,11 @@ impl Owner {
         let key = pool.keys().and_then(|keys| keys.of_owner(&peer)).map_err(|error| error.chain())?;
         self.key_id = key.id().to_string();
         let folder = self.context.records.folder(self.migration).map_err(|error| error.chain())?;
-        for disk in specification.disks().filter(|disk| !disk.read_only) {
+        for disk in specification.carried() {
             let table = reduce::HashKey::from_bytes(*key.as_bytes());
             let leaves =
                 LiveLeaves::new(folder.path(), ByteLen(disk.size), table).map_err(|error| error.chain())?;
-            self.disks.push(DiskRun { id: disk.id.clone(), leaves: Arc::new(leaves) });
+            self.disks.push(DiskRun { id: disk.id.to_owned(), leaves: Arc::new(leaves) });
         }
         let slots = prepare.slots.min(self.context.policy.max_slots);
         if slots < prepare.slots {
@@ -206,7 +206,7 @@ impl Owner {
             .collect();
         let firmware: Vec<String> = match &specification.firmware {
             Firmware::Bios { file } => file.iter().cloned().collect(),
-            Firmware::Uefi { code, .. } => vec![code.clone()],
+            Firmware::Uefi { code, .. } => vec![code.name.clone()],
         };
         let look = |folder: Option<PathBuf>, names: Vec<String>| -> Result<Vec<NamedHostFile>, String> {
             let Some(folder) = folder else { return Ok(Vec::new()) };
@@ -254,11 +254,11 @@ impl Owner {
         if !targets.is_empty() {
             qmp.nbd_server_start(&SocketAddress::Unix(sockets.nbd.clone()), 0).await.map_err(failed)?;
         }
-        for disk in specification.disks().filter(|disk| !disk.read_only) {
+        for disk in specification.carried() {
             let export = NbdExport {
-                id: export_name(&disk.id),
-                node_name: disk.node.clone(),
-                name: disk.id.clone(),
+                id: export_name(disk.id),
+                node_name: disk.node,
+                name: disk.id.to_owned(),
                 writable: true,
                 bitmaps: Vec::new(),
             };
@@ -366,14 +366,16 @@ fn targets(
     let folder = pool.vm_folder(&specification.id).map_err(|error| error.chain())?;
     let mut targets = BTreeMap::new();
     let mut total = 0_u64;
-    for disk in specification.disks() {
+    for disk in specification.carried() {
         total = total.saturating_add(disk.size);
-        let suffix = match disk.format {
+        // A read-only disk is written below its format (`StartRequest::check`).
+        let format = if disk.read_only { DiskFormat::Raw } else { disk.format };
+        let suffix = match format {
             DiskFormat::Raw => "raw",
             DiskFormat::Qcow2 => "qcow2",
         };
         let path = folder.join(format!("{}-g{}.{suffix}", disk.id, generation.0));
-        targets.insert(disk.id.clone(), DiskTarget { path, format: disk.format });
+        targets.insert(disk.id.to_owned(), DiskTarget { path, format });
     }
     let free =
         rustix::fs::statvfs(&folder).map_err(|error| format!("look at {}: {error}", folder.display()))?;

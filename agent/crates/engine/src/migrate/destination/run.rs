@@ -12,9 +12,8 @@ use super::{Owner, Sockets};
 use crate::migrate::message::{DiskRoot, FromDestination};
 use crate::migrate::mode::Mode;
 use crate::migrate::readback::root_of_export;
-use crate::migrate::record::{Role, now};
+use crate::migrate::record::Role;
 use crate::migrate::source::chain;
-use crate::receipt::{Body, Receipt, ReceiptMode, Verified};
 
 /// Pause between questions to a vmd that does not answer.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
@@ -208,46 +207,5 @@ impl Owner {
             }
             Err(error) => Err(chain(&error)),
         }
-    }
-
-    /// The receipts of the cut-over: what both ends found the disks to be at that instant.
-    pub(super) fn receipts(&self) -> Vec<String> {
-        if !matches!(self.machine.state(), DestinationState::Finalised) {
-            return Vec::new();
-        }
-        let sizes = |id: &str| {
-            let specification = self.specification.as_ref()?;
-            specification.disks().find(|disk| disk.id == id).map(|disk| disk.size)
-        };
-        let receipts = self.roots.iter().map(|root| {
-            let body = Body {
-                version: 1,
-                volume: format!("{}/vms/{}/{}", self.pool, self.record.vm, root.disk),
-                size: sizes(&root.disk).unwrap_or(0),
-                root: root.root.clone(),
-                key_id: self.key_id.clone(),
-                generation: self.record.generation,
-                session: self.migration.to_string(),
-                mode: match self.record.mode {
-                    Mode::Live => ReceiptMode::Live,
-                    Mode::Warm => ReceiptMode::Warm,
-                    Mode::Cold => ReceiptMode::Cold,
-                },
-                verified: if self.readback { Verified::Readback } else { Verified::Sink },
-                owner: self.record.peer.clone(),
-                receiver: self.context.signer.name().to_owned(),
-                time: now(),
-            };
-            Receipt::issue(body, Some(&self.context.signer))
-        });
-        receipts
-            .filter_map(|receipt| match serde_json::to_string(&receipt) {
-                Ok(text) => Some(text),
-                Err(error) => {
-                    tracing::error!(%error, "a receipt cannot be written");
-                    None
-                }
-            })
-            .collect()
     }
 }

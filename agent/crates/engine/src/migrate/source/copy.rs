@@ -76,10 +76,10 @@ pub(super) async fn copy(client: &Client, map: &DirtyMap, target: &MirrorTarget)
 }
 
 impl Owner {
-    /// Opens the channel of each disk that is written, in the specification's order.
+    /// Opens the channel of each disk, in the specification's order.
     pub(super) fn open_targets(&mut self) -> Result<Vec<SourceDisk>, String> {
         let derived = self.derived.clone().ok_or("the VM was not described")?;
-        let disks: Vec<SourceDisk> = derived.disks.into_iter().filter(|disk| !disk.read_only).collect();
+        let disks = derived.disks;
         for (channel, disk) in (FIRST_CHANNEL..).zip(&disks) {
             let target = self.open_target(channel, disk.size)?;
             self.disks.push(DiskRun {

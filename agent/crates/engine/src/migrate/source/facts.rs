@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use hypervisor::qmp::Qmp;
-use hypervisor::specification::{BlockFact, Derived, VmFacts, derive, fact_of, named_files};
+use hypervisor::specification::{BlockFact, Derived, VmFacts, derive, fact_of, firmware_code, named_files};
 use sysfs::tap_bridges;
 
 use super::chain;
@@ -108,7 +108,7 @@ pub(super) async fn describe(
                 .map(|property| property.name)
                 .collect(),
         ),
-        files: digests(named.boot).await?,
+        files: digests(named.boot.into_iter().chain(firmware_code(&arguments)).collect()).await?,
         tap_bridges: tap_bridges(&arguments),
     };
     let novacron = match folder.map(|folder| folder.join("config.json")) {

@@ -32,12 +32,13 @@ pub(super) fn is_ours(name: &str) -> bool {
     name.starts_with(PREFIX)
 }
 
-fn job_name(node: &str) -> String {
-    format!("{PREFIX}mirror-{node}")
+// By number, since QEMU's own names of nodes (`#block123`) are no ids, and names have at most 31 characters.
+fn job_name(at: usize) -> String {
+    format!("{PREFIX}mirror-{at}")
 }
 
-fn target_name(node: &str) -> String {
-    format!("{PREFIX}target-{node}")
+fn target_name(at: usize) -> String {
+    format!("{PREFIX}target-{at}")
 }
 
 /// The target of a mirror as an NBD server's handler.
@@ -87,8 +88,7 @@ impl Owner {
     pub(super) async fn start_mirror(&mut self) -> StepResult {
         let qmp = self.monitor().await?;
         let derived = self.derived.clone().ok_or("the VM was not described")?;
-        let writable = derived.disks.iter().filter(|disk| !disk.read_only);
-        for (channel, disk) in (FIRST_CHANNEL..).zip(writable) {
+        for (at, (channel, disk)) in (FIRST_CHANNEL..).zip(&derived.disks).enumerate() {
             let target = self.open_target(channel, disk.size)?;
             let socket = self.socket(&disk.id);
             let listener = listen(&socket)?;
@@ -97,11 +97,11 @@ impl Owner {
                 ..Export::new(disk.id.clone(), disk.size)
             };
             self.carry("the mirror's NBD server", nbd_server(listener, export, Arc::clone(&target)));
-            add_target(&qmp, &disk.node, &disk.id, &socket).await?;
+            add_target(&qmp, target_name(at), &disk.id, &socket).await?;
             let mirror = Mirror {
-                job_id: job_name(&disk.node),
+                job_id: job_name(at),
                 device: disk.node.clone(),
-                target: target_name(&disk.node),
+                target: target_name(at),
                 sync: SyncMode::Full,
                 copy_mode: Some(CopyMode::Background),
                 on_source_error: Some(OnError::Report),
@@ -168,10 +168,10 @@ impl Owner {
         }
         let qmp = self.monitor().await?;
         let mut events = qmp.subscribe();
-        for disk in &self.disks {
-            qmp.block_job_cancel(&job_name(&disk.node), false).await.map_err(|error| chain(&error))?;
+        for at in 0..self.disks.len() {
+            qmp.block_job_cancel(&job_name(at), false).await.map_err(|error| chain(&error))?;
         }
-        let mut left: Vec<String> = self.disks.iter().map(|disk| job_name(&disk.node)).collect();
+        let mut left: Vec<String> = (0..self.disks.len()).map(job_name).collect();
         let drained = async {
             // Its node is in use until the job is gone altogether: `null`.
             while !left.is_empty() {
@@ -195,9 +195,9 @@ impl Owner {
         tokio::time::timeout(DRAIN, drained)
             .await
             .map_err(|_late| "the mirror did not hand over what was left in time".to_owned())??;
-        for disk in &self.disks {
+        for at in 0..self.disks.len() {
             // QEMU flushes a node that it lets go of; what it left out we do.
-            qmp.blockdev_del(&target_name(&disk.node)).await.map_err(|error| chain(&error))?;
+            qmp.blockdev_del(&target_name(at)).await.map_err(|error| chain(&error))?;
         }
         self.send_roots(Some(&qmp)).await
     }
@@ -292,9 +292,9 @@ async fn nbd_server(listener: UnixListener, export: Export, target: Arc<MirrorTa
         .map_err(|error| chain(&error))
 }
 
-async fn add_target(qmp: &Qmp, node: &str, export: &str, socket: &Path) -> Result<(), String> {
+async fn add_target(qmp: &Qmp, node: String, export: &str, socket: &Path) -> Result<(), String> {
     let target = NewNode::Nbd(NbdNode {
-        node_name: target_name(node),
+        node_name: node,
         server: SocketAddress::Unix(socket.to_owned()),
         export: export.to_owned(),
         reconnect_delay: None,

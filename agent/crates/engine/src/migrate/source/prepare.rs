@@ -78,14 +78,6 @@ impl Owner {
         let pid = self.job.process.ok_or("the VM's process is not known; is its qemu.pid there?")?.pid;
         let derived = describe(&self.job.vm, pid, self.job.folder.as_deref(), &qmp).await?;
         self.findings = derived.findings.iter().cloned().map(Finding::from).collect();
-        for disk in derived.disks.iter().filter(|disk| disk.read_only) {
-            let fix = "detach it, or make it writable: read-only disks are not copied";
-            self.findings.push(Finding::blocking(
-                "read-only-disk",
-                format!("disk {} is read-only", disk.id),
-                fix,
-            ));
-        }
         let migration = qmp.query_migrate().await.map_err(|error| chain(&error))?;
         if migration.status.is_some_and(|status| !status.is_final() && status != MigrationStatus::None) {
             let fix = "wait for it, or end it with migrate_cancel";

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use volume::Generation;
 
 use super::warm::fleece;
-use super::{Owner, StepResult, chain, is_dead, mirror};
+use super::{Owner, StepResult, chain, handover, is_dead, mirror};
 use crate::migrate::message::FromSource;
 use crate::migrate::mode::Mode;
 use crate::migrate::record::Role;
@@ -30,6 +30,9 @@ impl Owner {
         let generation = Generation(self.record.generation);
         self.context.records.raise_generation(&self.job.vm, generation).map_err(|error| error.chain())?;
         let vmd = VmdClient::connect(&self.context.vmd).await.map_err(|error| chain(&error))?;
+        if self.record.mode == Mode::Live {
+            handover::let_go(&self.monitor().await?).await?;
+        }
         let fence = vmd
             .fence(&self.job.vm, self.record.generation, self.fenced_files())
             .await
@@ -47,6 +50,7 @@ impl Owner {
     fn fenced_files(&self) -> Vec<PathBuf> {
         let config = self.job.folder.iter().map(|folder| folder.join("config.json"));
         let disks = self.derived.iter().flat_map(|derived| derived.disks.iter());
+        // What nobody writes may be another VM's, too, and starts nothing by itself.
         let disks = disks.filter(|disk| !disk.read_only).map(|disk| disk.path.clone());
         config.chain(disks).filter(|path| path.is_file()).collect()
     }
@@ -96,6 +100,8 @@ impl Owner {
             return Ok(());
         }
         let qmp = self.monitor().await?;
+        // Before anything that lets QEMU run the guest by itself.
+        handover::take_back(&qmp).await?;
         fleece::end_exports(&qmp).await?;
         // The mirrors first: the destination gives up when the memory's stream ends, and their targets with it.
         if let Err(why) = remove_mirrors(&qmp).await {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::super::arguments::{Pairs, bad, flag, number, size, split};
-use super::super::blockdev::{Drive, Nodes};
+use super::super::blockdev::{Drive, Image, Nodes, Obstacle};
 use super::super::{
     Accelerator, BootOrder, ClockBase, Console, Finding, Memory, Processors, Property, SpecificationError,
     catalogue, check,
@@ -167,6 +167,24 @@ impl Collected {
             all.serial = Some(consoles.map(|value| all.console(value)).collect());
         }
         Ok(all)
+    }
+
+    /// The images of the flash memories: code, variables.
+    pub(super) fn flash_images(&self) -> [Option<Result<Image, Obstacle>>; 2] {
+        let flash = self.drives.iter().filter(|drive| drive.interface.as_deref() == Some("pflash"));
+        let mut images = [None, None];
+        for (at, drive) in flash.enumerate() {
+            let unit = drive.bus_unit.1.or(drive.index).map_or(at, |unit| unit as usize);
+            if let Some(place) = images.get_mut(unit) {
+                place.clone_from(&drive.image);
+            }
+        }
+        for (place, node) in images.iter_mut().zip(&self.flash) {
+            if let Some(node) = node {
+                *place = Some(self.nodes.image(node));
+            }
+        }
+        images
     }
 
     /// Ids that `-device` gave.

@@ -8,7 +8,7 @@ use super::super::blockdev::{Drive, Image, Obstacle};
 use super::super::catalogue::{self, canonical};
 use super::super::check::{is_plain_name, is_qemu_id};
 use super::super::{
-    BlockFact, ChannelDevice, Device, DiskDevice, DiskFormat, DriveDevice, Finding, NetworkBackend,
+    BlockFact, BootFile, ChannelDevice, Device, DiskDevice, DiskFormat, DriveDevice, Finding, NetworkBackend,
     NetworkDevice, PlainDevice, Property, VmFacts,
 };
 use super::board::Board;
@@ -29,6 +29,8 @@ pub(super) struct Builder<'a> {
     board: Board,
     findings: &'a mut Vec<Finding>,
     built: Built,
+    /// UEFI variables: the last of the disks.
+    nvram: Option<SourceDisk>,
     /// Ids that are taken.
     ids: BTreeSet<String>,
     /// Nodes that are taken.
@@ -46,6 +48,7 @@ impl<'a> Builder<'a> {
             board,
             findings,
             built: Built::default(),
+            nvram: None,
             ids: BTreeSet::new(),
             nodes: BTreeSet::new(),
             seen: BTreeSet::new(),
@@ -55,21 +58,8 @@ impl<'a> Builder<'a> {
 
     /// BIOS or flash memory.
     pub(super) fn firmware(&mut self, collected: &Collected) -> Firmware {
-        let flash = collected.drives.iter().filter(|drive| drive.interface.as_deref() == Some("pflash"));
-        let mut images = [None, None];
-        for (at, drive) in flash.enumerate() {
-            let unit = drive.bus_unit.1.or(drive.index).map_or(at, |unit| unit as usize);
-            if let Some(place) = images.get_mut(unit) {
-                place.clone_from(&drive.image);
-            }
-        }
-        for (place, node) in images.iter_mut().zip(&collected.flash) {
-            if let Some(node) = node {
-                *place = Some(collected.nodes.image(node));
-            }
-        }
         let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
-        let [code, variables] = images;
+        let [code, variables] = collected.flash_images();
         let Some(code) = code else {
             return Firmware::Bios { file: collected.bios.as_deref().and_then(|path| name(Path::new(path))) };
         };
@@ -88,12 +78,22 @@ impl<'a> Builder<'a> {
             }
         };
         self.fact(&code, &[]);
-        let nvram = variables.map(|image| self.image(NVRAM_ID, image, &[])).and_then(|disk| {
-            let (format, size) = disk.as_ref().map(|disk| (disk.format, disk.size))?;
-            self.built.disks.extend(disk);
-            Some(Nvram { size, format })
+        let nvram = variables.and_then(|image| {
+            let disk = self.image(NVRAM_ID, image, &[])?;
+            let nvram = Nvram { size: disk.size, format: disk.format };
+            self.nvram = Some(disk);
+            Some(nvram)
         });
-        Firmware::Uefi { code: name(&code.path).unwrap_or_default(), nvram }
+        let Some(fact) = self.facts.files.iter().find(|fact| fact.path == code.path) else {
+            self.obstacle("firmware-file", format!("{} could not be read", code.path.display()));
+            return Firmware::Bios { file: None };
+        };
+        let code = BootFile {
+            name: name(&code.path).unwrap_or_default(),
+            sha256: fact.sha256.clone(),
+            size: fact.size,
+        };
+        Firmware::Uefi { code, nvram }
     }
 
     /// Everything else.
@@ -137,7 +137,8 @@ impl<'a> Builder<'a> {
         }
     }
 
-    pub(super) fn finish(self) -> Built {
+    pub(super) fn finish(mut self) -> Built {
+        self.built.disks.extend(self.nvram.take());
         for (at, block) in self.facts.blocks.iter().enumerate() {
             if !self.seen.contains(&at) {
                 self.findings.push(Finding::blocking(
@@ -155,6 +156,9 @@ impl<'a> Builder<'a> {
             "disk" => "give the VM raw or qcow2 disks in files or block devices of this host",
             "disk-unseen" => "give the VM a QMP socket, so that its disks can be looked at",
             "firmware" => "start the VM with code (read-only) and variables in two flash images",
+            "firmware-file" => {
+                "put the file that the VM was started with back in its place, by its absolute path"
+            }
             "network" => "plug the network card into a bridge, a tap device or QEMU's NAT",
             "medium" => "eject the medium in the guest, or through the monitor, before the move",
             _ => "start the VM without it, or move it cold",
