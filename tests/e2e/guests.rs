@@ -4,6 +4,7 @@
 mod copied;
 mod doubt;
 mod live;
+mod postcopy;
 mod scripted_agent;
 mod trouble;
 

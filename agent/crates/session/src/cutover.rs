@@ -5,8 +5,9 @@
 //! source:       Preparing ─► Mirroring ─► PreCopy ─► Paused ─► Fencing ─► Permitting ─► Running ─► Proven ─► Finalised
 //!                   └────────────┴───────────┴─────────┴─────────┴──► Undoing ─► RolledBack        │
 //!                                                      Permitting ─► InDoubt ─► (verdict) ─────────┘
+//!                                                                     Running ─► Lost (post-copy: see below)
 //! destination:  Waiting ─► Permitted ─► Starting ─► Running ─► Finalised
-//!                   └────────────┴──► Burning ─► Burned
+//!                   └────────────┴──► Burning ─► Burned     └─► Lost
 //! ```
 //!
 //! The rules that the machines keep (design, "Live migration"):
@@ -19,6 +20,10 @@
 //!   without it proves that the guest never ran there.
 //! - **In doubt is a state.** When the answer to a permit is lost, the source starts nothing until the destination says
 //!   what became of it, or an operator asserts that the other side is off.
+//!
+//! - **Post-copy waits.** A guest that runs at the destination while some of its memory is at the source needs both. A
+//!   lost connection changes nothing about who runs it; it is proved, and the source's copy given up, when all of it has
+//!   come. When that memory is gone, both ends say that the guest is lost.
 //!
 //! Every state is recorded before the actions that entering it asks for are done; [`SourceState::is_durable`] and
 //! [`DestinationState::is_durable`] say which records must reach the medium. What does not fit a state is ignored:

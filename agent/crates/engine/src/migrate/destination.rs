@@ -2,6 +2,7 @@
 
 mod images;
 mod prepare;
+mod recover;
 mod run;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -26,7 +27,7 @@ use super::preflight::Finding;
 use super::ram::RamReceiver;
 use super::record::{Record, Records, Role};
 use super::source::chain;
-use super::status::{Command, Status};
+use super::status::{Choice, Command, Status};
 use crate::cpu::Cpu;
 use crate::error::EngineError;
 use crate::pool::Pool;
@@ -141,6 +142,7 @@ pub(super) struct Owner {
     pub(super) ram: Option<Arc<RamReceiver>>,
     /// The guest's memory follows while it runs.
     pub(super) postcopy: bool,
+    recovery: recover::Recovery,
     /// The disks were read back in the pause.
     pub(super) readback: bool,
     /// Nothing was made here: refused, or a dry run.
@@ -188,6 +190,7 @@ pub async fn run(
         roots: Vec::new(),
         ram: None,
         postcopy: false,
+        recovery: recover::Recovery::default(),
         readback: false,
         over: false,
         prepared: resumed,
@@ -271,6 +274,7 @@ impl Owner {
                 *state = self.machine.state().clone();
             }
             status.findings.clone_from(&self.findings);
+            status.live.postcopy = self.recovery.shown();
         });
     }
 
@@ -309,6 +313,9 @@ impl Owner {
     }
 
     async fn signal(&mut self, signal: Signal, todo: &mut VecDeque<DestinationAction>) {
+        if let Signal::Qemu(EventKind::Migration(status)) = &signal {
+            self.note_migration(status);
+        }
         match signal {
             Signal::Message(message) => self.message(message, todo).await,
             Signal::TunnelLost(which, why) if which != self.tunnels => {
@@ -317,11 +324,15 @@ impl Owner {
             Signal::TunnelLost(_, why) => {
                 tracing::info!(migration = %self.migration, %why, "the connection to the source is gone");
                 self.tunnel = None;
+                self.postcopy_path_lost();
                 if self.prepared {
                     self.apply(DestinationEvent::ContactLost, todo);
                 } else {
                     self.over = true;
                 }
+            }
+            Signal::Channel(hello, _) if self.is_of_another_epoch(&hello) => {
+                tracing::debug!(channel = hello.channel, "a channel of a connection that is lost");
             }
             Signal::Channel(hello, channel) => self.channel(hello, *channel),
             // In post-copy the devices are there, and the memory follows as the guest asks for it.
@@ -348,6 +359,10 @@ impl Owner {
                 self.apply(DestinationEvent::QemuDied, todo);
             }
             Signal::Carrier(what, Ok(())) => tracing::debug!(what, "a byte path ended"),
+            Signal::Carrier(what, Err(why)) if self.postcopy => {
+                tracing::debug!(what, %why, "a byte path broke in post-copy");
+                self.postcopy_path_lost();
+            }
             Signal::Carrier(what, Err(why)) => {
                 tracing::debug!(what, %why, "a byte path broke");
                 self.apply(DestinationEvent::Failed(format!("{what}: {why}")), todo);
@@ -402,6 +417,8 @@ impl Owner {
                 let proof = self.prove().await;
                 self.tell(&proof).await;
             }
+            FromSource::Recover { epoch, slots } => self.recover(epoch, slots).await,
+            FromSource::Lost { reason } => self.apply(DestinationEvent::MemoryLost(reason), todo),
             FromSource::Abort { reason } => {
                 let reason = format!("the source gave up: {reason}");
                 self.apply(DestinationEvent::Abort(reason), todo);
@@ -429,6 +446,11 @@ impl Owner {
                 }
             }
             Command::Finalise => self.apply(DestinationEvent::Finalise, todo),
+            Command::Resolve(Choice::Destination) if self.recovery.shown().is_some() => {
+                if let Some(event) = self.postcopy_given_up() {
+                    self.apply(event, todo);
+                }
+            }
             Command::Resolve(choice) => self.apply(DestinationEvent::Resolve(choice), todo),
         }
     }

@@ -14,6 +14,7 @@ mod again;
 pub mod flight;
 pub mod frame;
 pub mod receiver;
+pub mod resumed;
 pub mod sender;
 
 pub use flight::InFlight;

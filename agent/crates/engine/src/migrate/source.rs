@@ -13,6 +13,7 @@ mod facts;
 mod memory;
 mod mirror;
 mod prepare;
+mod recover;
 mod signals;
 mod undo;
 mod warm;
@@ -185,6 +186,7 @@ pub(super) struct Owner {
     pub(super) key: Option<[u8; 32]>,
     pub(super) roots: Vec<DiskRoot>,
     pub(super) rates: memory::Rates,
+    recovery: recover::Recovery,
     pub(super) began: Instant,
     stopped: Option<Instant>,
     finalised: bool,
@@ -204,6 +206,7 @@ pub async fn run(
     if !resumed {
         record.mode = job.options.mode;
     }
+    let recovery = recover::Recovery::new(resumed || job.options.postcopy);
     let (signals, mut inbox) = mpsc::channel(SIGNALS);
     let machine = match &record.role {
         Role::Source { state, .. } => Source::from_record(state.clone()),
@@ -230,6 +233,7 @@ pub async fn run(
         key: None,
         roots: Vec::new(),
         rates: memory::Rates::default(),
+        recovery,
         began: Instant::now(),
         stopped: None,
         finalised: false,
@@ -419,6 +423,13 @@ impl Owner {
                 self.give_up().await;
                 Ok(None)
             }
+            SourceAction::SayLost => {
+                let SourceState::Lost(reason) = self.state().clone() else { return Ok(None) };
+                if let Err(why) = self.tell(&FromSource::Lost { reason }).await {
+                    tracing::debug!(%why, "the destination does not hear that its guest is lost");
+                }
+                Ok(None)
+            }
         }
     }
 
@@ -448,6 +459,7 @@ impl Owner {
         self.redialling = true;
         let (options, credentials) = (self.job.dial.clone(), self.context.credentials.clone());
         let (migration, signals) = (self.job.migration, self.signals.clone());
+        let longest = if self.recovery.owes() { recover::REDIAL_WITHIN } else { REDIAL.1 };
         self.watchers.spawn(async move {
             let mut pause = REDIAL.0;
             loop {
@@ -461,7 +473,7 @@ impl Owner {
                     }
                 }
                 tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(REDIAL.1);
+                pause = (pause * 2).min(longest);
             }
         });
     }

@@ -30,6 +30,9 @@ pub enum DestinationState {
     Burned(String),
     /// The guest ran, or may have, and is dead.
     Died,
+    /// The guest ran here while part of its memory was at the source alone, and that part is gone: what still runs of
+    /// it stands where it needs that part. Its disks here are what is left.
+    Lost(String),
 }
 
 /// What happened.
@@ -55,6 +58,8 @@ pub enum DestinationEvent {
     Finalise,
     /// The guest's process here is gone.
     QemuDied,
+    /// The rest of the guest's memory will never come: it was in post-copy.
+    MemoryLost(String),
     /// What was received is thrown away.
     Discarded,
     /// The operator decided.
@@ -91,13 +96,13 @@ impl DestinationState {
     /// Nothing will happen any more.
     #[must_use]
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::Finalised | Self::Burned(_) | Self::Died)
+        matches!(self, Self::Finalised | Self::Burned(_) | Self::Died | Self::Lost(_))
     }
 
     /// The guest may run here.
     #[must_use]
     pub fn may_run_here(&self) -> bool {
-        matches!(self, Self::Starting | Self::Running | Self::Finalised)
+        matches!(self, Self::Starting | Self::Running | Self::Finalised | Self::Lost(_))
     }
 
     /// The name in records and reports.
@@ -112,6 +117,7 @@ impl DestinationState {
             Self::Burning(_) => "discarding",
             Self::Burned(_) => "discarded",
             Self::Died => "died",
+            Self::Lost(_) => "lost",
         }
     }
 }
@@ -200,6 +206,7 @@ fn step(
             E::Restarted { alive: true } => Some((S::Running, vec![A::SayRuns])),
             E::Finalise | E::Resolve(Choice::Destination) => Some((S::Finalised, vec![])),
             E::QemuDied | E::Restarted { alive: false } => Some((S::Died, vec![])),
+            E::MemoryLost(why) => Some((S::Lost(why), vec![])),
             _ => None,
         },
         S::Finalised => match event {
@@ -215,6 +222,10 @@ fn step(
             E::Ask => Some((S::Burned(why.clone()), vec![A::Say(Verdict::Burned)])),
             // It crossed our word on the way.
             E::Permit => Some((S::Burned(why.clone()), vec![A::SayNotRun])),
+            _ => None,
+        },
+        S::Lost(why) => match event {
+            E::Ask => Some((S::Lost(why.clone()), vec![A::Say(Verdict::RanAndDied)])),
             _ => None,
         },
         S::Died => match event {

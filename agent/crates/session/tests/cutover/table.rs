@@ -20,6 +20,7 @@ fn source_states() -> Vec<SourceState> {
         S::Proven,
         S::Finalised,
         S::DestinationLost,
+        S::Lost("why".to_owned()),
         S::Undoing("why".to_owned()),
         S::RolledBack("why".to_owned()),
         S::Stopped("why".to_owned()),
@@ -49,6 +50,7 @@ fn source_events() -> Vec<SourceEvent> {
         E::ContactLost,
         E::ContactBack,
         E::QemuDied,
+        E::MemoryLost("cause".to_owned()),
         E::Resumed,
         E::Resolve(Choice::Source),
         E::Resolve(Choice::Destination),
@@ -69,6 +71,7 @@ fn destination_states() -> Vec<DestinationState> {
         S::Burning("why".to_owned()),
         S::Burned("why".to_owned()),
         S::Died,
+        S::Lost("why".to_owned()),
     ]
 }
 
@@ -85,6 +88,7 @@ fn destination_events() -> Vec<DestinationEvent> {
         E::Ask,
         E::Finalise,
         E::QemuDied,
+        E::MemoryLost("cause".to_owned()),
         E::Discarded,
         E::Resolve(Choice::Source),
         E::Resolve(Choice::Destination),

@@ -16,7 +16,7 @@ use wire::{ChannelHello, ChannelKind};
 use super::{Job, OnNoConverge, Options, Owner, StepResult, chain, mirror};
 use crate::migrate::message::FromSource;
 use crate::migrate::mode::Mode;
-use crate::migrate::ram::RamSender;
+use crate::migrate::ram::{RamSender, resumed};
 use crate::migrate::report::{Prediction, Report};
 use crate::migrate::status::Live;
 
@@ -198,6 +198,10 @@ impl Owner {
                         let hello =
                             ChannelHello { migration, generation, channel: number, kind: ChannelKind::Ram };
                         let channel = tunnel.open_channel(hello).await.map_err(|error| error.chain())?;
+                        if postcopy && number == 1 {
+                            // Behind the pages that the guest waits for.
+                            channel.write.set_priority(resumed::BACKGROUND);
+                        }
                         let ram = Arc::clone(&ram);
                         let short = u8::try_from(number).unwrap_or(u8::MAX);
                         work.spawn(async move { ram.carry(short, stream, channel.read, channel.write).await });
@@ -221,6 +225,7 @@ impl Owner {
     pub(super) async fn tick(&mut self, todo: &mut VecDeque<SourceAction>) {
         if *self.state() == SourceState::Running {
             self.prove_again().await;
+            self.tend_postcopy().await;
             return;
         }
         let qmp = match (self.state(), &self.qmp) {
@@ -319,10 +324,21 @@ impl Owner {
         if !self.job.options.postcopy || self.rates.postcopy || round < FIRST_PASS_DONE {
             return;
         }
+        // QEMU runs the guest again, by itself, when a migration fails at its very end, also in post-copy, where it runs at
+        // the destination already. A guest that was stopped before stays stopped.
+        if let Err(error) = qmp.stop().await {
+            tracing::debug!(error = %chain(&error), "QEMU does not stop the guest for post-copy now");
+            return;
+        }
         match qmp.migrate_start_postcopy().await {
             Ok(()) => self.rates.postcopy = true,
             // It may be at its end already; then it needs none.
-            Err(error) => tracing::debug!(error = %chain(&error), "QEMU does not switch to post-copy now"),
+            Err(error) => {
+                tracing::debug!(error = %chain(&error), "QEMU does not switch to post-copy now");
+                if let Err(error) = qmp.cont().await {
+                    tracing::debug!(error = %chain(&error), "the migration is at its end");
+                }
+            }
         }
     }
 

@@ -25,6 +25,7 @@ impl Owner {
             Signal::TunnelLost(why) => {
                 tracing::warn!(migration = %self.job.migration, %why, "the connection to the destination is lost");
                 self.tunnel = None;
+                self.postcopy_path_lost();
                 self.apply(SourceEvent::ContactLost, todo);
             }
             Signal::Dialled(tunnel) => {
@@ -42,11 +43,13 @@ impl Owner {
                 if *self.state() != SourceState::Finalised {
                     tracing::warn!(migration = %self.job.migration, %why, "QEMU at the source is gone");
                 }
+                self.postcopy_source_gone("QEMU at the source has ended");
                 self.apply(SourceEvent::QemuDied, todo);
             }
             Signal::Carrier(what, Ok(())) => tracing::debug!(what, "a byte path ended"),
             Signal::Carrier(what, Err(why)) => {
                 tracing::debug!(what, %why, "a byte path broke");
+                self.postcopy_path_lost();
                 self.apply(SourceEvent::Failed(format!("{what}: {why}")), todo);
             }
         }
@@ -89,7 +92,8 @@ impl Owner {
                 }
                 self.apply(SourceEvent::Verdict(verdict), todo);
             }
-            FromDestination::Proof { pending: true, .. } => {}
+            FromDestination::Proof { pending: true, status, .. } => self.postcopy_pending(&status, todo),
+            FromDestination::Recovering { epoch } => self.postcopy_agreed(epoch),
             FromDestination::Proof { status, complaint, .. } if complaint.is_empty() => {
                 tracing::info!(migration = %self.job.migration, %status, "the guest proved itself");
                 self.apply(SourceEvent::Proved, todo);
@@ -189,6 +193,10 @@ impl Owner {
     }
 
     pub(super) fn command(&mut self, command: Command, todo: &mut VecDeque<SourceAction>) {
+        if command == Command::Finalise && self.recovery.owes() {
+            tracing::warn!(migration = %self.job.migration, "not finalised: the guest still needs memory that is here");
+            return;
+        }
         let event = match command {
             Command::Cancel => SourceEvent::Cancel,
             Command::Finalise => SourceEvent::Finalise,
