@@ -97,7 +97,10 @@ pub fn state(role: &Role) -> String {
     use DestinationState as D;
     use SourceState as S;
     match role {
-        Role::Source { state: state @ (S::Undoing(why) | S::RolledBack(why) | S::Stopped(why) | S::Lost(why)), .. } => {
+        Role::Source {
+            state: state @ (S::Undoing(why) | S::RolledBack(why) | S::Stopped(why) | S::Lost(why)),
+            ..
+        } => {
             format!("{}: {why}", state.name())
         }
         Role::Source { state, .. } => state.name().to_owned(),
@@ -115,7 +118,9 @@ fn next(record: &Record, live: &Live) -> Option<String> {
         Role::Source { state: SourceState::Running, .. } if live.postcopy == Some(Postcopy::Paused) => {
             Some(format!("wait until {peer} can be reached again; part of the memory of {vm} is here alone"))
         }
-        Role::Destination { state: DestinationState::Running, .. } if live.postcopy == Some(Postcopy::Paused) => {
+        Role::Destination { state: DestinationState::Running, .. }
+            if live.postcopy == Some(Postcopy::Paused) =>
+        {
             Some(format!(
                 "wait until {peer} dials again; it has part of the memory of {vm}. If it never will, the guest is lost: \
                  novaferry-agent migration resolve {id} --keep destination --other-side-is-off"
@@ -124,9 +129,9 @@ fn next(record: &Record, live: &Live) -> Option<String> {
         Role::Source { state: SourceState::Lost(_), .. } => Some(format!(
             "the guest is lost: end what is left of it at {peer}, and start {vm} there from its disks"
         )),
-        Role::Destination { state: DestinationState::Lost(_), .. } => Some(format!(
-            "the guest is lost: end what is left of it, and start {vm} here from its disks"
-        )),
+        Role::Destination { state: DestinationState::Lost(_), .. } => {
+            Some(format!("the guest is lost: end what is left of it, and start {vm} here from its disks"))
+        }
         Role::Source { state: SourceState::Proven, .. } => {
             Some(format!("novaferry-agent migration finalise {id}   (gives up the copy here)"))
         }

@@ -1,5 +1,6 @@
 //! The host that a VM comes to: one owner task for each migration.
 
+mod again;
 mod images;
 mod prepare;
 mod recover;
@@ -281,8 +282,14 @@ impl Owner {
     async fn perform(&mut self, action: DestinationAction, todo: &mut VecDeque<DestinationAction>) {
         match action {
             DestinationAction::Run => {
-                let event = self.start_guest().await;
-                self.apply(event, todo);
+                let event = if self.may_have_run() {
+                    self.start_again().await
+                } else {
+                    Some(self.start_guest().await)
+                };
+                if let Some(event) = event {
+                    self.apply(event, todo);
+                }
             }
             DestinationAction::Discard => {
                 if self.discard().await {
@@ -418,7 +425,10 @@ impl Owner {
                 self.tell(&proof).await;
             }
             FromSource::Recover { epoch, slots } => self.recover(epoch, slots).await,
-            FromSource::Lost { reason } => self.apply(DestinationEvent::MemoryLost(reason), todo),
+            FromSource::Lost { reason } => {
+                self.apply(DestinationEvent::MemoryLost(reason), todo);
+                self.apply(DestinationEvent::Ask, todo);
+            }
             FromSource::Abort { reason } => {
                 let reason = format!("the source gave up: {reason}");
                 self.apply(DestinationEvent::Abort(reason), todo);
@@ -471,6 +481,7 @@ impl Owner {
         self.tunnels += 1;
         let (signals, which) = (self.signals.clone(), self.tunnels);
         self.watchers.spawn(async move {
+            let mut open = true;
             let why = loop {
                 tokio::select! {
                     message = tunnel.recv_message() => match message.map_err(|error| error.chain()) {
@@ -488,13 +499,14 @@ impl Owner {
                         },
                         Err(why) => break why,
                     },
-                    channel = tunnel.accept_channel() => match channel {
+                    channel = tunnel.accept_channel(), if open => match channel {
                         Ok((hello, channel)) => {
                             if signals.send(Signal::Channel(hello, Box::new(channel))).await.is_err() {
                                 return;
                             }
                         }
-                        Err(error) => break error.chain(),
+                        // What the source said before it hung up comes first; then the messages say why.
+                        Err(_over) => open = false,
                     },
                 }
             };

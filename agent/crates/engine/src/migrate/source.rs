@@ -189,6 +189,7 @@ pub(super) struct Owner {
     recovery: recover::Recovery,
     pub(super) began: Instant,
     stopped: Option<Instant>,
+    /// The destination has heard how it ended.
     finalised: bool,
     dry_run_done: bool,
 }
@@ -281,7 +282,7 @@ impl Owner {
 
     fn is_over(&self) -> bool {
         match self.state() {
-            SourceState::Finalised => self.finalised,
+            SourceState::Finalised | SourceState::Lost(_) => self.finalised,
             state => state.is_final() || self.dry_run_done,
         }
     }
@@ -425,9 +426,7 @@ impl Owner {
             }
             SourceAction::SayLost => {
                 let SourceState::Lost(reason) = self.state().clone() else { return Ok(None) };
-                if let Err(why) = self.tell(&FromSource::Lost { reason }).await {
-                    tracing::debug!(%why, "the destination does not hear that its guest is lost");
-                }
+                self.tell_or_redial(&FromSource::Lost { reason }).await;
                 Ok(None)
             }
         }

@@ -276,6 +276,11 @@ fn step(state: &SourceState, event: SourceEvent) -> Option<(SourceState, Vec<Sou
             E::Restarted => Some((S::Undoing(why.clone()), vec![A::Resume, A::Abort])),
             _ => None,
         },
-        S::Lost(_) | S::RolledBack(_) | S::Stopped(_) => None,
+        S::Lost(why) => match event {
+            // Until the destination has heard it; saying it twice does no harm.
+            E::ContactLost | E::ContactBack | E::Restarted => Some((S::Lost(why.clone()), vec![A::SayLost])),
+            _ => None,
+        },
+        S::RolledBack(_) | S::Stopped(_) => None,
     }
 }

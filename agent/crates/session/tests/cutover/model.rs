@@ -451,15 +451,16 @@ impl World {
 
 #[test]
 fn no_interleaving_with_three_faults_runs_the_guest_twice() {
-    search(false);
+    println!("{} worlds", search(false));
 }
 
 #[test]
 fn in_post_copy_nothing_is_given_up_that_the_guest_needs() {
-    search(true);
+    println!("{} worlds", search(true));
 }
 
-fn search(postcopy: bool) {
+/// Visits every world that can be reached, and counts them.
+fn search(postcopy: bool) -> usize {
     let first = World::new(postcopy);
     let mut seen = HashSet::from([first.clone()]);
     let mut queue = VecDeque::from([first]);
@@ -476,7 +477,7 @@ fn search(postcopy: bool) {
     }
     assert!(finished, "no run got to the end");
     assert!(seen.len() > 5_000, "only {} worlds were visited", seen.len());
-    println!("{} worlds", seen.len());
+    seen.len()
 }
 
 #[test]

@@ -109,7 +109,10 @@ impl Owner {
             return Err(format!("there is no epoch {epoch}"));
         }
         if slots > self.context.policy.max_slots {
-            return Err(format!("at most {} pages are kept here for a VM's RAM", self.context.policy.max_slots));
+            return Err(format!(
+                "at most {} pages are kept here for a VM's RAM",
+                self.context.policy.max_slots
+            ));
         }
         // QEMU's sockets close with them; it pauses, if it has not noticed before.
         self.carriers.shutdown().await;

@@ -18,7 +18,7 @@ use crate::migrate::source::chain;
 use crate::receipt::{Body, Receipt, ReceiptMode, Verified};
 
 /// Pause between questions to a vmd that does not answer.
-const ASK_AGAIN: Duration = Duration::from_secs(2);
+pub(super) const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Removes a file; it need not be there.
 fn remove(path: &Path) -> Result<(), String> {

@@ -44,7 +44,9 @@ pub fn shown(status: &MigrationStatus) -> Option<Postcopy> {
     match status {
         MigrationStatus::PostcopyActive => Some(Postcopy::Active),
         MigrationStatus::PostcopyPaused => Some(Postcopy::Paused),
-        MigrationStatus::PostcopyRecoverSetup | MigrationStatus::PostcopyRecover => Some(Postcopy::Recovering),
+        MigrationStatus::PostcopyRecoverSetup | MigrationStatus::PostcopyRecover => {
+            Some(Postcopy::Recovering)
+        }
         _ => None,
     }
 }

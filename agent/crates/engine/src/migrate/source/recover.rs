@@ -139,7 +139,9 @@ impl Owner {
             Some(MigrationStatus::PostcopyPaused) => self.recover(&qmp).await,
             Some(MigrationStatus::PostcopyActive) => self.pause_if_broken(&qmp).await,
             Some(MigrationStatus::Failed | MigrationStatus::Cancelled) => {
-                self.postcopy_source_gone("QEMU at the source gave its migration up when the connection broke");
+                self.postcopy_source_gone(
+                    "QEMU at the source gave its migration up when the connection broke",
+                );
             }
             _ => {}
         }

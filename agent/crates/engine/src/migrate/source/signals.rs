@@ -90,6 +90,7 @@ impl Owner {
                     self.record.report.note = Some(why.to_owned());
                     self.publish(None);
                 }
+                self.finalised |= matches!(self.state(), SourceState::Lost(_));
                 self.apply(SourceEvent::Verdict(verdict), todo);
             }
             FromDestination::Proof { pending: true, status, .. } => self.postcopy_pending(&status, todo),
