@@ -157,3 +157,18 @@ fn a_source_that_dies_in_post_copy_loses_the_guest_and_both_say_so() {
     assert_eq!(world.source.guest_process(VM), None, "it does not run here again");
     assert!(world.destination.disk_paths().len() == 1, "its disk there is what is left");
 }
+
+#[test]
+fn a_destination_that_dies_in_post_copy_leaves_the_choice_to_the_operator() {
+    following_world!("a_destination_that_dies_in_post_copy", harness, world, relay, moving, there);
+    harness.allow_log("QEMU at the destination is gone");
+    kill(world.destination.guest_process(VM).unwrap(), Signal::KILL);
+    world.source.await_state(&["destination-lost"]);
+    assert_eq!(moving.finish().status.code(), Some(1));
+    // Its memory is still here, as it was when it left.
+    let id = world.source.migration().unwrap()["migration"].as_str().unwrap().to_owned();
+    world.source.run(&["migration", "resolve", &id, "--keep", "source", "--other-side-is-off"]).done();
+    world.source.await_state(&["rolled-back"]);
+    world.goes_on_at_the_source();
+    assert!(!there.text().contains("panic"), "it was well there");
+}

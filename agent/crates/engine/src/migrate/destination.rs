@@ -424,7 +424,7 @@ impl Owner {
                 let proof = self.prove().await;
                 self.tell(&proof).await;
             }
-            FromSource::Recover { epoch, slots } => self.recover(epoch, slots).await,
+            FromSource::Recover { epoch, slots } => self.recover(epoch, slots, todo).await,
             FromSource::Lost { reason } => {
                 self.apply(DestinationEvent::MemoryLost(reason), todo);
                 self.apply(DestinationEvent::Ask, todo);

@@ -13,6 +13,7 @@ mod facts;
 mod memory;
 mod mirror;
 mod prepare;
+mod reclaim;
 mod recover;
 mod signals;
 mod undo;

@@ -4,12 +4,13 @@
 //! A device that needs such a page holds QEMU's main loop, and with it every command but those that go out of band. So
 //! a QEMU that is known to be paused is asked nothing else.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hypervisor::qmp::Qmp;
 use hypervisor::qmp::words::MigrationStatus;
-use session::cutover::{DestinationEvent, DestinationState};
+use session::cutover::{DestinationAction, DestinationEvent, DestinationState};
 use tokio::time::Instant;
 use volume::Generation;
 use wire::{ChannelHello, ChannelKind};
@@ -83,11 +84,13 @@ impl Owner {
     }
 
     /// The source asks to go on after a lost connection.
-    pub(super) async fn recover(&mut self, epoch: u16, slots: u32) {
-        let runs = matches!(self.machine.state(), DestinationState::Starting | DestinationState::Running);
-        if self.record.mode != Mode::Live || !runs {
-            tracing::debug!(state = self.machine.state().name(), "there is nothing to be recovered");
-            return;
+    pub(super) async fn recover(&mut self, epoch: u16, slots: u32, todo: &mut VecDeque<DestinationAction>) {
+        use DestinationState as S;
+        match self.machine.state() {
+            S::Starting | S::Running if self.record.mode == Mode::Live => {}
+            // The source does not know that there is no guest any more that could go on.
+            S::Died | S::Lost(_) => return self.apply(DestinationEvent::Ask, todo),
+            state => return tracing::debug!(state = state.name(), "there is nothing to be recovered"),
         }
         // It may have had all of it, and the source did not hear of it.
         if self.recovery.status == Some(MigrationStatus::Completed) {

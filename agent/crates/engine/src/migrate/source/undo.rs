@@ -91,6 +91,7 @@ impl Owner {
         fleece::end_exports(&qmp).await?;
         // The mirrors first: the destination gives up when the memory's stream ends, and their targets with it.
         remove_mirrors(&qmp).await?;
+        Box::pin(self.reclaim(&qmp)).await?;
         cancel_migration(&qmp).await?;
         if self.record.mode == Mode::Warm {
             self.remove_rounds(&qmp).await?;
