@@ -6,6 +6,7 @@ mod contact;
 mod copied;
 mod doubt;
 mod live;
+mod postcopy;
 mod rollback;
 mod scripted_agent;
 mod trouble;

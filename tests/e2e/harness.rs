@@ -9,6 +9,7 @@ pub(crate) mod disks;
 pub(crate) mod host;
 pub(crate) mod network;
 pub(crate) mod process;
+pub(crate) mod relay;
 pub(crate) mod vms;
 
 use std::net::{IpAddr, Ipv4Addr};

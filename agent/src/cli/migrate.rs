@@ -86,7 +86,8 @@ pub(super) struct MigrateArgs {
     multifd: u8,
     /// Switch to post-copy after the first pass: the guest runs at the destination before all of its memory is there, so
     /// it always converges. Once it runs there, losing either host or the link for good LOSES THE GUEST, for its memory is
-    /// on both. Takes a single stream (--multifd means nothing).
+    /// on both; a link that comes back is taken up again, and the guest waits meanwhile. Takes a single stream (--multifd
+    /// means nothing).
     #[arg(long)]
     postcopy: bool,
     /// Memory at each end for finding what was sent before.

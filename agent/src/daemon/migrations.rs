@@ -386,6 +386,9 @@ impl Migrations {
                 return Err(objection);
             }
         }
+        if command == Command::Finalise && status.live.postcopy.is_some() {
+            return Err(words::memory_follows(&status.record));
+        }
         tracing::info!(%migration, ?command, state = status.record.state_name(), "asked through the control socket");
         running.handle.commands.try_send(command).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => {

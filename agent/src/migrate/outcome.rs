@@ -69,6 +69,11 @@ pub(super) fn of(shown: &Shown, followed: Followed, settled: u32) -> Option<Verd
                 "choose a copy: novaferry-agent migration resolve {id} --keep source|destination --other-side-is-off"
             ),
         ))),
+        S::Lost(why) => Some(Err(Failure::new(
+            "migration-lost",
+            format!("VM {vm} is lost: it ran at {peer}, and {why}"),
+            format!("its disks at {peer} are what is left: end its process there, and start it from them"),
+        ))),
         S::Running if record.report.note.is_some() => Some(Err(Failure::new(
             "migration-not-proven",
             format!(
@@ -175,6 +180,7 @@ mod tests {
         assert_eq!(code(&shown(S::RolledBack("x".to_owned()), true), PLAIN).unwrap(), "migration-undone");
         assert_eq!(code(&shown(S::Stopped("x".to_owned()), true), PLAIN).unwrap(), "migration-stopped");
         assert_eq!(code(&shown(S::DestinationLost, false), PLAIN).unwrap(), "migration-destination-lost");
+        assert_eq!(code(&shown(S::Lost("x".to_owned()), true), PLAIN).unwrap(), "migration-lost");
         let mut sick = shown(S::Running, false);
         sick.status.record.report.note = Some("the guest does not run".to_owned());
         assert_eq!(code(&sick, PLAIN).unwrap(), "migration-not-proven");

@@ -6,7 +6,7 @@ use std::time::Duration;
 use engine::migrate::preflight::Finding;
 use engine::migrate::record::{Record, Role};
 use engine::migrate::report::{Prediction, Report};
-use engine::migrate::status::{DestinationState, Live, SourceState, Status};
+use engine::migrate::status::{DestinationState, Live, Postcopy, SourceState, Status};
 
 use super::{bytes, duration, rate};
 use crate::control::migration::{ListedAccess, ListedMigration, ListedVm, Shown};
@@ -59,7 +59,7 @@ pub fn listed(migration: &ListedMigration) -> String {
 pub fn shown(shown: &Shown) -> String {
     let Shown { status: Status { record, live, findings }, over } = shown;
     let mut lines = vec![head(record), format!("  state      {}", state(&record.role))];
-    if !over && live.ram_total + live.disk_total > 0 {
+    if !over && (live.ram_total + live.disk_total > 0 || live.postcopy.is_some()) {
         lines.push(format!("  now        {}", progress(live)));
     }
     if let Some(predicted) = &record.report.predicted {
@@ -75,7 +75,7 @@ pub fn shown(shown: &Shown) -> String {
         lines.push(format!("  note       {note}"));
     }
     lines.extend(findings.iter().map(|one| format!("  {}", finding(one))));
-    if let Some(next) = next(record) {
+    if let Some(next) = next(record, live) {
         lines.push(format!("  next       {next}"));
     }
     lines.join("\n")
@@ -97,12 +97,16 @@ pub fn state(role: &Role) -> String {
     use DestinationState as D;
     use SourceState as S;
     match role {
-        Role::Source { state: state @ (S::Undoing(why) | S::RolledBack(why) | S::Stopped(why)), .. } => {
+        Role::Source {
+            state: state @ (S::Undoing(why) | S::RolledBack(why) | S::Stopped(why) | S::Lost(why)),
+            ..
+        } => {
             format!("{}: {why}", state.name())
         }
         Role::Source { state, .. } => state.name().to_owned(),
         Role::Destination {
-            state: state @ (D::Burning(why) | D::Burned(why) | D::Revoking(why) | D::Revoked(why)),
+            state:
+                state @ (D::Burning(why) | D::Burned(why) | D::Revoking(why) | D::Revoked(why) | D::Lost(why)),
             ..
         } => format!("{}: {why}", state.name()),
         Role::Destination { state, .. } => state.name().to_owned(),
@@ -110,9 +114,26 @@ pub fn state(role: &Role) -> String {
 }
 
 /// What somebody can do in this state, if it waits for somebody.
-fn next(record: &Record) -> Option<String> {
-    let (id, peer) = (short(&record.migration), &record.peer);
+fn next(record: &Record, live: &Live) -> Option<String> {
+    let (id, peer, vm) = (short(&record.migration), &record.peer, &record.vm);
     match &record.role {
+        Role::Source { state: SourceState::Running, .. } if live.postcopy == Some(Postcopy::Paused) => {
+            Some(format!("wait until {peer} can be reached again; part of the memory of {vm} is here alone"))
+        }
+        Role::Destination { state: DestinationState::Running, .. }
+            if live.postcopy == Some(Postcopy::Paused) =>
+        {
+            Some(format!(
+                "wait until {peer} dials again; it has part of the memory of {vm}. If it never will, the guest is lost: \
+                 novaferry-agent migration resolve {id} --keep destination --other-side-is-off"
+            ))
+        }
+        Role::Source { state: SourceState::Lost(_), .. } => Some(format!(
+            "the guest is lost: end what is left of it at {peer}, and start {vm} there from its disks"
+        )),
+        Role::Destination { state: DestinationState::Lost(_), .. } => {
+            Some(format!("the guest is lost: end what is left of it, and start {vm} here from its disks"))
+        }
         Role::Source { state: SourceState::Proven, .. } => {
             Some(format!("novaferry-agent migration finalise {id}   (gives up the copy here)"))
         }
@@ -143,6 +164,14 @@ pub fn progress(live: &Live) -> String {
     if live.ram_total > 0 {
         let left = bytes(live.ram_remaining);
         parts.push(format!("RAM round {}, {left} of {} left", live.round, bytes(live.ram_total)));
+    }
+    if let Some(postcopy) = live.postcopy {
+        let text = match postcopy {
+            Postcopy::Active => "postcopy-active: the guest runs there, and its memory follows",
+            Postcopy::Paused => "postcopy-paused: the connection is lost, and the guest waits for its memory",
+            Postcopy::Recovering => "postcopy-recover: its memory is about to follow again",
+        };
+        parts.push(text.to_owned());
     }
     if live.rate > 0 {
         parts.push(rate(live.rate));

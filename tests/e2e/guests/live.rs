@@ -44,48 +44,6 @@ fn disks_are_read_back_on_request() {
     moves("disks_are_read_back_on_request", &["--verify", "readback", "--max-downtime", "2s"]);
 }
 
-/// `/dev/userfaultfd` for the users of VMs, as the udev rule that comes with the agent opens it; closed again at the end.
-struct OpenUserfaultfd;
-
-impl OpenUserfaultfd {
-    const DEVICE: &str = "/dev/userfaultfd";
-
-    fn open() -> Self {
-        Self::set(64_055, 0o660);
-        Self
-    }
-
-    fn set(group: u32, mode: u32) {
-        use std::os::unix::fs::{PermissionsExt, chown};
-        chown(Self::DEVICE, None, Some(group)).unwrap();
-        std::fs::set_permissions(Self::DEVICE, std::fs::Permissions::from_mode(mode)).unwrap();
-    }
-}
-
-impl Drop for OpenUserfaultfd {
-    fn drop(&mut self) {
-        Self::set(0, 0o600);
-    }
-}
-
-#[test]
-fn post_copy_moves_a_guest_that_never_rests() {
-    let test = "post_copy_moves_a_guest_that_never_rests";
-    let Some(linux) = needs(test) else { return };
-    let _open = OpenUserfaultfd::open();
-    let harness = Harness::of_guests();
-    let world = World::start(&harness, &linux, |settings| {
-        if let guest::Payload::Linux(_, options) = &mut settings.payload {
-            (options.hot, options.rate) = (48, 0);
-        }
-    });
-    let there = world.destination.serial(VM);
-    let options = ["--postcopy", "--limit", "60MB/s"];
-    world.source.migrate(VM, &world.destination, &options).finish().done();
-    let report = proves_itself(&[world.guest.serial(), &there]);
-    println!("{test}: downtime {:?}, longest gap {:?}", report.downtimes, report.longest_gap);
-}
-
 /// The boot sector dirties its memory as fast as it can and has no kernel: the smoke test.
 fn boot_sector_moves(test: &str, options: &[&str]) {
     if !available(test) || !capable(test, &[Capability::Root]) {

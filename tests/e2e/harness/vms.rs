@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -110,6 +111,11 @@ impl<'a> VmHost<'a> {
         Layout::new(&self.vms(), vm)
     }
 
+    /// Where its agent listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.host.address()
+    }
+
     /// Where a VM goes when it is moved here.
     pub(crate) fn url(&self) -> String {
         format!("novaferry://{}", self.host.address())
@@ -140,8 +146,12 @@ impl<'a> VmHost<'a> {
 
     /// Starts to move a VM to another host; the command follows it.
     pub(crate) fn migrate(&self, vm: &str, to: &VmHost<'_>, more: &[&str]) -> Process {
-        let url = to.url();
-        let mut arguments = vec!["migrate", vm, "--to", &url];
+        self.migrate_to(vm, &to.url(), more)
+    }
+
+    /// The same to whatever listens at an address.
+    pub(crate) fn migrate_to(&self, vm: &str, url: &str, more: &[&str]) -> Process {
+        let mut arguments = vec!["migrate", vm, "--to", url];
         arguments.extend_from_slice(more);
         self.harness.start("migrate", self.command(&arguments))
     }
@@ -156,10 +166,15 @@ impl<'a> VmHost<'a> {
 
     /// The figures of this instant of the newest migration here.
     pub(crate) fn live(&self) -> Value {
-        let id = self.migration().expect("there is one")["migration"].as_str().unwrap().to_owned();
-        let shown = self.run(&["migration", "status", &id]).done();
-        let answer: Value = serde_json::from_str(&shown.stdout.join("\n")).unwrap();
-        answer["migration"]["live"].clone()
+        self.shown().expect("there is one")["live"].clone()
+    }
+
+    /// All that the daemon here knows of it.
+    pub(crate) fn shown(&self) -> Option<Value> {
+        let id = self.migration()?["migration"].as_str()?.to_owned();
+        let said = self.run(&["migration", "status", &id]);
+        let answer: Value = serde_json::from_str(&said.stdout.join("\n")).ok()?;
+        Some(answer["migration"].clone())
     }
 
     /// The state of the newest migration here.

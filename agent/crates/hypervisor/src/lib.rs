@@ -8,6 +8,7 @@
 //!   [`vmd`] asks `novaferry-vmd`, which alone starts QEMU, to run it.
 //! * [`qemu_img`] looks at images (what would not survive a copy) and makes new ones.
 //! * [`qmp`] drives a running QEMU, [`guest_agent`] the agent in its guest.
+//! * [`reclaim`] takes a guest back from a post-copy that broke before it ran elsewhere.
 //! * [`inventory`] finds the virtual machines of this host.
 //! * [`stream`] and [`multifd`] cut QEMU's migration streams into pages and literal bytes, byte for byte.
 //!
@@ -22,6 +23,7 @@ pub mod nbd;
 pub mod qemu_img;
 pub mod qemu_nbd;
 pub mod qmp;
+pub mod reclaim;
 #[cfg(test)]
 mod recorded;
 pub mod specification;

@@ -8,6 +8,9 @@
 //!               Permitting, InDoubt, Running, Proven, DestinationLost ─► TakingBack ─► Undoing ─► RolledBack
 //! destination:  Waiting ─► Permitted ─► Starting ─► Running ─► Finalised
 //!                   └────────────┴──► Burning ─► Burned  └─► Revoking ─► Revoked
+//!                                                                     Running ─► Lost (post-copy: see below)
+//! destination:  Waiting ─► Permitted ─► Starting ─► Running ─► Finalised
+//!                   └────────────┴──► Burning ─► Burned     └─► Lost
 //! ```
 //!
 //! The rules that the machines keep (design, "Live migration"):
@@ -22,6 +25,10 @@
 //!   what became of it, or an operator asserts that the other side is off.
 //! - **Taken back only by word.** A guest that may have run at the destination goes on at the source from older memory
 //!   only when an operator said so, and the destination ended its own for good and recorded that before it answered.
+//!
+//! - **Post-copy waits.** A guest that runs at the destination while some of its memory is at the source needs both. A
+//!   lost connection changes nothing about who runs it; it is proved, and the source's copy given up, when all of it has
+//!   come. When that memory is gone, both ends say that the guest is lost.
 //!
 //! Every state is recorded before the actions that entering it asks for are done; [`SourceState::is_durable`] and
 //! [`DestinationState::is_durable`] say which records must reach the medium. What does not fit a state is ignored:

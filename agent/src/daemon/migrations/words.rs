@@ -31,6 +31,15 @@ pub(super) fn fits(command: Command, role: &Role) -> bool {
     }
 }
 
+/// Why nothing is given up while the guest runs without all of its memory.
+pub(super) fn memory_follows(record: &Record) -> String {
+    let (id, vm) = (short(&record.migration), &record.vm);
+    format!(
+        "VM {vm} runs at the destination in post-copy, and needs what is left of its memory at the source; wait until it has \
+         all: `novaferry-agent migration status {id}`"
+    )
+}
+
 /// Why a command has no place. `host` and `port` are this host's.
 pub(super) fn why_not(command: Command, record: &Record, host: &str, port: u16) -> String {
     let (id, vm, peer, state) = (short(&record.migration), &record.vm, &record.peer, record.state_name());

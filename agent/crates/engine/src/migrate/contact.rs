@@ -88,9 +88,9 @@ impl Contact {
         self.0.send_modify(|state| state.returns = false);
     }
 
-    /// The channels of this hello, one after the other.
-    pub(super) fn channels(&self, hello: ChannelHello) -> Opened {
-        Opened { contact: self.0.subscribe(), hello, epoch: 0 }
+    /// The channels of this hello, one after the other. Over QUIC those of a lower priority are sent after others.
+    pub(super) fn channels(&self, hello: ChannelHello, priority: i32) -> Opened {
+        Opened { contact: self.0.subscribe(), hello, priority, epoch: 0 }
     }
 }
 
@@ -99,6 +99,7 @@ impl Contact {
 pub(super) struct Opened {
     contact: watch::Receiver<State>,
     hello: ChannelHello,
+    priority: i32,
     /// Of the last channel.
     epoch: u64,
 }
@@ -141,7 +142,10 @@ impl Channels for Opened {
                 return None;
             };
             match tunnel.open_channel(self.hello).await {
-                Ok(Channel { read, write }) => return Some((self.epoch, read, write)),
+                Ok(Channel { read, write }) => {
+                    write.set_priority(self.priority);
+                    return Some((self.epoch, read, write));
+                }
                 Err(error) => self.end_epoch(&error.chain()),
             }
         }
@@ -175,5 +179,19 @@ impl Channels for Arrivals {
         };
         let (epoch, Channel { read, write }) = next;
         Some((epoch, read, write))
+    }
+}
+
+/// One channel and no other.
+#[derive(Debug)]
+pub(super) struct Single(pub(super) Option<Channel>);
+
+impl Channels for Single {
+    type Read = ChannelReader;
+    type Write = ChannelWriter;
+
+    async fn next(&mut self, _broken: Option<&io::Error>) -> Option<(u64, ChannelReader, ChannelWriter)> {
+        let Channel { read, write } = self.0.take()?;
+        Some((1, read, write))
     }
 }

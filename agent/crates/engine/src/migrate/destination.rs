@@ -1,9 +1,11 @@
 //! The host that a VM comes to: one owner task for each migration.
 
+mod again;
 mod images;
 mod prepare;
 mod qemu;
 mod receipts;
+mod recover;
 mod rejoin;
 mod revoke;
 mod run;
@@ -35,7 +37,7 @@ use super::preflight::Finding;
 use super::ram::RamReceiver;
 use super::record::{Record, Records, Role};
 use super::source::chain;
-use super::status::{Command, Status};
+use super::status::{Choice, Command, Status};
 use crate::cpu::Cpu;
 use crate::error::EngineError;
 use crate::pool::Pool;
@@ -156,6 +158,7 @@ pub(super) struct Owner {
     pub(super) ram: Option<Arc<RamReceiver>>,
     /// The guest's memory follows while it runs.
     pub(super) postcopy: bool,
+    recovery: recover::Recovery,
     /// The disks were read back in the pause.
     pub(super) readback: bool,
     /// The source's roots, once they were found to be those of what is here.
@@ -207,6 +210,7 @@ pub async fn run(
         key_id: String::new(),
         ram: None,
         postcopy: false,
+        recovery: recover::Recovery::default(),
         readback: false,
         compared: Vec::new(),
         over: false,
@@ -301,14 +305,21 @@ impl Owner {
                 *state = self.machine.state().clone();
             }
             status.findings.clone_from(&self.findings);
+            status.live.postcopy = self.recovery.shown();
         });
     }
 
     async fn perform(&mut self, action: DestinationAction, todo: &mut VecDeque<DestinationAction>) {
         match action {
             DestinationAction::Run => {
-                let event = self.start_guest().await;
-                self.apply(event, todo);
+                let event = if self.may_have_run() {
+                    self.start_again().await
+                } else {
+                    Some(self.start_guest().await)
+                };
+                if let Some(event) = event {
+                    self.apply(event, todo);
+                }
             }
             DestinationAction::Discard => {
                 if self.discard().await {
@@ -339,6 +350,9 @@ impl Owner {
     }
 
     async fn signal(&mut self, signal: Signal, todo: &mut VecDeque<DestinationAction>) {
+        if let Signal::Qemu(EventKind::Migration(status)) = &signal {
+            self.note_migration(status);
+        }
         match signal {
             Signal::Message(message) => self.message(message, todo).await,
             Signal::TunnelLost(which, why) if which != self.tunnels => {
@@ -347,12 +361,16 @@ impl Owner {
             Signal::TunnelLost(_, why) => {
                 tracing::info!(migration = %self.migration, %why, "the connection to the source is gone");
                 self.tunnel = None;
+                self.postcopy_path_lost();
                 if !self.prepared {
                     self.over = true;
                 } else if !self.waits_for_contact() {
                     self.arrived.clear();
                     self.apply(DestinationEvent::ContactLost, todo);
                 }
+            }
+            Signal::Channel(_, hello, _) if self.is_of_another_epoch(&hello) => {
+                tracing::debug!(channel = hello.channel, "a channel of a connection that is lost");
             }
             Signal::Channel(which, hello, channel) => self.channel(which, hello, *channel),
             // In post-copy the devices are there, and the memory follows as the guest asks for it.
@@ -382,6 +400,10 @@ impl Owner {
                 self.apply(DestinationEvent::QemuDied, todo);
             }
             Signal::Carrier(what, Ok(())) => tracing::debug!(what, "a byte path ended"),
+            Signal::Carrier(what, Err(why)) if self.postcopy => {
+                tracing::debug!(what, %why, "a byte path broke in post-copy");
+                self.postcopy_path_lost();
+            }
             Signal::Carrier(what, Err(why)) => {
                 tracing::debug!(what, %why, "a byte path broke");
                 self.apply(DestinationEvent::Failed(format!("{what}: {why}")), todo);
@@ -451,6 +473,11 @@ impl Owner {
                 let proof = self.prove().await;
                 self.tell(&proof).await;
             }
+            FromSource::Recover { epoch, slots } => self.recover(epoch, slots, todo).await,
+            FromSource::Lost { reason } => {
+                self.apply(DestinationEvent::MemoryLost(reason), todo);
+                self.apply(DestinationEvent::Ask, todo);
+            }
             FromSource::Abort { reason } => {
                 let reason = format!("the source gave up: {reason}");
                 self.apply(DestinationEvent::Abort(reason), todo);
@@ -480,6 +507,11 @@ impl Owner {
             // Only the source takes back.
             Command::TakeBack => {}
             Command::Finalise => self.apply(DestinationEvent::Finalise, todo),
+            Command::Resolve(Choice::Destination) if self.recovery.shown().is_some() => {
+                if let Some(event) = self.postcopy_given_up() {
+                    self.apply(event, todo);
+                }
+            }
             Command::Resolve(choice) => self.apply(DestinationEvent::Resolve(choice), todo),
         }
     }
@@ -502,6 +534,7 @@ impl Owner {
         self.tunnels += 1;
         let (signals, which) = (self.signals.clone(), self.tunnels);
         self.watchers.spawn(async move {
+            let mut open = true;
             let why = loop {
                 tokio::select! {
                     message = tunnel.recv_message() => match message.map_err(|error| error.chain()) {
@@ -519,13 +552,14 @@ impl Owner {
                         },
                         Err(why) => break why,
                     },
-                    channel = tunnel.accept_channel() => match channel {
+                    channel = tunnel.accept_channel(), if open => match channel {
                         Ok((hello, channel)) => {
                             if signals.send(Signal::Channel(which, hello, Box::new(channel))).await.is_err() {
                                 return;
                             }
                         }
-                        Err(error) => break error.chain(),
+                        // What the source said before it hung up comes first; then the messages say why.
+                        Err(_over) => open = false,
                     },
                 }
             };

@@ -108,6 +108,18 @@ pub enum FromSource {
     Revoke {},
     /// The source's copy is given up.
     Finalise {},
+    /// In post-copy: the connection was lost; let QEMU listen again.
+    Recover {
+        /// Number of this attempt; its channels are numbered by it.
+        epoch: u16,
+        /// Pages that the receiver keeps for the reduction of RAM.
+        slots: u32,
+    },
+    /// In post-copy: what the guest's memory still lacks is gone for good.
+    Lost {
+        /// For people.
+        reason: String,
+    },
 }
 
 /// From the destination.
@@ -169,6 +181,11 @@ pub enum FromDestination {
     Finalised {
         /// The signed receipts of the cut-over, one a disk, as JSON.
         receipts: Vec<String>,
+    },
+    /// QEMU listens again.
+    Recovering {
+        /// As asked for.
+        epoch: u16,
     },
 }
 

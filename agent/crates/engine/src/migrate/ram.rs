@@ -17,6 +17,7 @@ mod lane;
 mod outbox;
 mod reading;
 pub mod receiver;
+pub mod resumed;
 pub mod sender;
 
 pub use flight::InFlight;

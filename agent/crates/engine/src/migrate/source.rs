@@ -16,6 +16,8 @@ mod memory;
 mod mirror;
 mod plan;
 mod prepare;
+mod reclaim;
+mod recover;
 mod rejoin;
 mod sample;
 mod signals;
@@ -197,8 +199,10 @@ pub(super) struct Owner {
     pub(super) key: Option<[u8; 32]>,
     pub(super) roots: Vec<DiskRoot>,
     pub(super) rates: memory::Rates,
+    recovery: recover::Recovery,
     pub(super) began: Instant,
     stopped: Option<Instant>,
+    /// The destination has heard how it ended.
     finalised: bool,
     dry_run_done: bool,
 }
@@ -216,6 +220,7 @@ pub async fn run(
     if !resumed {
         record.mode = job.options.mode;
     }
+    let recovery = recover::Recovery::new(resumed || job.options.postcopy);
     let (signals, mut inbox) = mpsc::channel(SIGNALS);
     let machine = match &record.role {
         Role::Source { state, .. } => Source::from_record(state.clone()),
@@ -244,6 +249,7 @@ pub async fn run(
         key: None,
         roots: Vec::new(),
         rates: memory::Rates::default(),
+        recovery,
         began: Instant::now(),
         stopped: None,
         finalised: false,
@@ -291,7 +297,7 @@ impl Owner {
 
     fn is_over(&self) -> bool {
         match self.state() {
-            SourceState::Finalised => self.finalised,
+            SourceState::Finalised | SourceState::Lost(_) => self.finalised,
             state => state.is_final() || self.dry_run_done,
         }
     }
@@ -437,6 +443,11 @@ impl Owner {
                 self.give_up().await;
                 Ok(None)
             }
+            SourceAction::SayLost => {
+                let SourceState::Lost(reason) = self.state().clone() else { return Ok(None) };
+                self.tell_or_redial(&FromSource::Lost { reason }).await;
+                Ok(None)
+            }
         }
     }
 
@@ -466,6 +477,7 @@ impl Owner {
         self.redialling = true;
         let (options, credentials) = (self.job.dial.clone(), self.context.credentials.clone());
         let (migration, signals) = (self.job.migration, self.signals.clone());
+        let longest = if self.recovery.owes() { recover::REDIAL_WITHIN } else { REDIAL.1 };
         self.watchers.spawn(async move {
             let mut pause = REDIAL.0;
             loop {
@@ -479,7 +491,7 @@ impl Owner {
                     }
                 }
                 tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(REDIAL.1);
+                pause = (pause * 2).min(longest);
             }
         });
     }

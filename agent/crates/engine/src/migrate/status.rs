@@ -44,6 +44,22 @@ pub struct Live {
     pub in_flight_limit: u64,
     /// How long the connection has been lost, milliseconds; 0 while there is one.
     pub lost_ms: u64,
+    /// Set while the guest runs at the destination without all of its memory.
+    pub postcopy: Option<Postcopy>,
+}
+
+/// Where a post-copy stands: the guest runs at the destination, and part of its memory is at the source alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Postcopy {
+    /// The memory follows.
+    #[serde(rename = "postcopy-active")]
+    Active,
+    /// There is no connection; the guest stands still where it needs a page that is not there.
+    #[serde(rename = "postcopy-paused")]
+    Paused,
+    /// It is being taken up again over another connection.
+    #[serde(rename = "postcopy-recover")]
+    Recovering,
 }
 
 /// What can be asked of a migration that runs.

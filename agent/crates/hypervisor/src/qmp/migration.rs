@@ -358,6 +358,16 @@ impl Qmp {
         self.execute_out_of_band::<super::Nothing>("migrate-recover", &arguments).await.map(drop)
     }
 
+    /// The RAM blocks, as the human monitor lists them (`info ramblock`): there is no other list.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub async fn ram_blocks(&self) -> Result<std::collections::BTreeMap<String, u64>, MonitorError> {
+        let arguments = json!({ "command-line": "info ramblock" });
+        let text: String = self.execute("human-monitor-command", &arguments).await?;
+        Ok(crate::reclaim::ram_blocks(&text))
+    }
+
     /// `calc-dirty-rate`: starts to measure; the answer does not wait for the result.
     ///
     /// # Errors

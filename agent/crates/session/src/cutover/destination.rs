@@ -34,6 +34,9 @@ pub enum DestinationState {
     Revoking(String),
     /// The guest ran here, or may have. It was ended, and never runs here again under this migration.
     Revoked(String),
+    /// The guest ran here while part of its memory was at the source alone, and that part is gone: what still runs of
+    /// it stands where it needs that part. Its disks here are what is left.
+    Lost(String),
 }
 
 /// What happened.
@@ -61,6 +64,8 @@ pub enum DestinationEvent {
     Revoke,
     /// The guest's process here is gone.
     QemuDied,
+    /// The rest of the guest's memory will never come: it was in post-copy.
+    MemoryLost(String),
     /// What was received is thrown away.
     Discarded,
     /// The operator decided.
@@ -97,13 +102,13 @@ impl DestinationState {
     /// Nothing will happen any more.
     #[must_use]
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::Finalised | Self::Burned(_) | Self::Died | Self::Revoked(_))
+        matches!(self, Self::Finalised | Self::Burned(_) | Self::Died | Self::Revoked(_) | Self::Lost(_))
     }
 
     /// The guest may run here.
     #[must_use]
     pub fn may_run_here(&self) -> bool {
-        matches!(self, Self::Starting | Self::Running | Self::Finalised)
+        matches!(self, Self::Starting | Self::Running | Self::Finalised | Self::Lost(_))
     }
 
     /// The name in records and reports.
@@ -120,6 +125,7 @@ impl DestinationState {
             Self::Died => "died",
             Self::Revoking(_) => "revoking",
             Self::Revoked(_) => "revoked",
+            Self::Lost(_) => "lost",
         }
     }
 }
@@ -217,6 +223,7 @@ fn step(
             E::QemuDied | E::Restarted { alive: false } => Some((S::Died, vec![])),
             E::Revoke => revoke(TAKEN_BACK),
             E::Resolve(Choice::Source) => revoke("an operator chose the source's copy"),
+            E::MemoryLost(why) => Some((S::Lost(why), vec![])),
             _ => None,
         },
         S::Finalised => match event {
@@ -243,6 +250,10 @@ fn step(
             E::Ask => Some((S::Burned(why.clone()), vec![A::Say(Verdict::Burned)])),
             // It crossed our word on the way.
             E::Permit | E::Revoke => Some((S::Burned(why.clone()), vec![A::SayNotRun])),
+            _ => None,
+        },
+        S::Lost(why) => match event {
+            E::Ask => Some((S::Lost(why.clone()), vec![A::Say(Verdict::RanAndDied)])),
             _ => None,
         },
         S::Died => match event {

@@ -33,6 +33,9 @@ pub enum SourceState {
     /// An operator takes the guest back and gives up what it did at the destination. Only the destination's word that
     /// its guest is ended for good, or an operator's that it is off, leads to the guest running here.
     TakingBack,
+    /// The guest ran at the destination while part of its memory was here alone, and that part is gone: the guest is
+    /// lost, and the disks at the destination are what is left of it.
+    Lost(String),
     /// Being undone: the guest is to run here again.
     Undoing(String),
     /// Undone: the guest runs here.
@@ -78,6 +81,8 @@ pub enum SourceEvent {
     ContactBack,
     /// The guest's process here is gone.
     QemuDied,
+    /// The guest at the destination needs memory that was here alone and is gone: it was in post-copy.
+    MemoryLost(String),
     /// The guest runs here again.
     Resumed,
     /// The operator decided.
@@ -113,6 +118,8 @@ pub enum SourceAction {
     Resume,
     /// Give up this side's copy, durably, and tell the destination.
     GiveUp,
+    /// Tell the destination that the rest of the guest's memory will never come.
+    SayLost,
 }
 
 impl SourceState {
@@ -126,7 +133,7 @@ impl SourceState {
     /// Nothing will happen any more without an operator.
     #[must_use]
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::Finalised | Self::RolledBack(_) | Self::Stopped(_))
+        matches!(self, Self::Finalised | Self::Lost(_) | Self::RolledBack(_) | Self::Stopped(_))
     }
 
     /// The guest may be let run here.
@@ -159,6 +166,7 @@ impl SourceState {
             Self::Finalised => "finalised",
             Self::DestinationLost => "destination-lost",
             Self::TakingBack => "taking-back",
+            Self::Lost(_) => "lost",
             Self::Undoing(_) => "undoing",
             Self::RolledBack(_) => "rolled-back",
             Self::Stopped(_) => "stopped",
@@ -256,8 +264,10 @@ fn step(state: &SourceState, event: SourceEvent) -> Option<(SourceState, Vec<Sou
         },
         S::Running => match event {
             E::Proved => Some((S::Proven, vec![])),
-            E::ContactBack | E::Restarted => Some((S::Running, vec![A::Prove])),
+            // Nothing is undone here any more: the question waits until there is a connection again.
+            E::ContactLost | E::ContactBack | E::Restarted => Some((S::Running, vec![A::Prove])),
             E::Verdict(Verdict::RanAndDied) => Some((S::DestinationLost, vec![])),
+            E::MemoryLost(why) => Some((S::Lost(why), vec![A::SayLost])),
             E::Finalise => Some((S::Finalised, vec![A::GiveUp])),
             E::TakeBack => take_back,
             _ => None,
@@ -295,6 +305,11 @@ fn step(state: &SourceState, event: SourceEvent) -> Option<(SourceState, Vec<Sou
             E::Resumed => Some((S::RolledBack(why.clone()), vec![])),
             E::QemuDied => Some((S::Stopped(format!("{why}; then the guest's process died here")), vec![])),
             E::Restarted => Some((S::Undoing(why.clone()), vec![A::Resume, A::Abort])),
+            _ => None,
+        },
+        S::Lost(why) => match event {
+            // Until the destination has heard it; saying it twice does no harm.
+            E::ContactLost | E::ContactBack | E::Restarted => Some((S::Lost(why.clone()), vec![A::SayLost])),
             _ => None,
         },
         S::RolledBack(_) | S::Stopped(_) => None,

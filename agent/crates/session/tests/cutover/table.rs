@@ -21,6 +21,7 @@ fn source_states() -> Vec<SourceState> {
         S::Finalised,
         S::DestinationLost,
         S::TakingBack,
+        S::Lost("why".to_owned()),
         S::Undoing("why".to_owned()),
         S::RolledBack("why".to_owned()),
         S::Stopped("why".to_owned()),
@@ -53,6 +54,7 @@ fn source_events() -> Vec<SourceEvent> {
         E::ContactLost,
         E::ContactBack,
         E::QemuDied,
+        E::MemoryLost("cause".to_owned()),
         E::Resumed,
         E::Resolve(Choice::Source),
         E::Resolve(Choice::Destination),
@@ -75,6 +77,7 @@ fn destination_states() -> Vec<DestinationState> {
         S::Died,
         S::Revoking("why".to_owned()),
         S::Revoked("why".to_owned()),
+        S::Lost("why".to_owned()),
     ]
 }
 
@@ -92,6 +95,7 @@ fn destination_events() -> Vec<DestinationEvent> {
         E::Finalise,
         E::Revoke,
         E::QemuDied,
+        E::MemoryLost("cause".to_owned()),
         E::Discarded,
         E::Resolve(Choice::Source),
         E::Resolve(Choice::Destination),

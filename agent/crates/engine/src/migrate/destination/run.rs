@@ -8,6 +8,7 @@ use hypervisor::qmp::{Announce, Qmp};
 use hypervisor::vmd::{RefusalKind, VmState, VmStatus, VmdClient};
 use session::cutover::{DestinationEvent, DestinationState};
 
+use super::recover::BRIEFLY;
 use super::{Owner, Sockets};
 use crate::migrate::message::{DiskRoot, FromDestination};
 use crate::migrate::mode::Mode;
@@ -16,7 +17,7 @@ use crate::migrate::record::Role;
 use crate::migrate::source::chain;
 
 /// Pause between questions to a vmd that does not answer.
-const ASK_AGAIN: Duration = Duration::from_secs(2);
+pub(super) const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Removes a file; it need not be there.
 pub(super) fn remove(path: &Path) -> Result<(), String> {
@@ -125,17 +126,32 @@ impl Owner {
         if self.record.mode == Mode::Cold {
             return self.prove_defined().await;
         }
+        if let Some(proof) = self.proof_in_postcopy() {
+            return proof;
+        }
         let outcome = async {
-            let qmp = self.monitor().await?;
+            let qmp = self.monitor().await?.within(BRIEFLY);
             let status = qmp.query_status().await.map_err(|error| chain(&error))?;
             let info = qmp.query_migrate().await.map_err(|error| chain(&error))?;
+            if let Some(status) = &info.status {
+                self.note_migration(status);
+            }
             let runs = status.running && status.status == RunState::Running;
-            let pending = runs && info.status.is_some_and(|status| !status.is_final());
-            let complaint = if runs { String::new() } else { "the guest does not run".to_owned() };
+            let pending = runs && info.status.as_ref().is_some_and(|status| !status.is_final());
+            let complaint = match info.status {
+                Some(MigrationStatus::Failed) => "QEMU did not get all of the guest's memory".to_owned(),
+                _ if runs => String::new(),
+                _ => "the guest does not run".to_owned(),
+            };
             Ok::<_, String>((status.status.as_str().to_owned(), complaint, pending))
         };
-        let (status, complaint, pending) =
-            outcome.await.unwrap_or_else(|why| ("unknown".to_owned(), why, false));
+        let (status, complaint, pending) = match outcome.await {
+            Ok(said) => said,
+            Err(why) => match self.silent_in_postcopy() {
+                Some(proof) => return proof,
+                None => ("unknown".to_owned(), why, false),
+            },
+        };
         FromDestination::Proof { status, complaint, pending }
     }
 

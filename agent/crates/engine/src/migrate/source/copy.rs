@@ -102,7 +102,7 @@ impl Owner {
         let leaves = LiveLeaves::new(folder.path(), ByteLen(size), HashKey::from_bytes(key))
             .map_err(|error| error.chain())?;
         let (target, work) =
-            MirrorTarget::start(self.contact.channels(hello), Arc::new(leaves), self.context.cpu.clone());
+            MirrorTarget::start(self.contact.channels(hello, 0), Arc::new(leaves), self.context.cpu.clone());
         self.carry("a disk's channel", async move { work.await.map_err(|error| error.chain()) });
         self.keep_leaves_fresh(&target);
         Ok(target)

@@ -15,7 +15,7 @@ use wire::{ChannelHello, ChannelKind};
 use super::{OnNoConverge, Options, Owner, StepResult, chain, mirror};
 use crate::migrate::message::FromSource;
 use crate::migrate::mode::Mode;
-use crate::migrate::ram::RamSender;
+use crate::migrate::ram::{RamSender, resumed};
 use crate::migrate::status::Live;
 
 /// QEMU's own limit; ours are the link's and the flight's.
@@ -148,7 +148,9 @@ impl Owner {
                         number += 1;
                         let hello =
                             ChannelHello { migration, generation, channel: number, kind: ChannelKind::Ram };
-                        let channels = contact.channels(hello);
+                        // Behind the pages that the guest waits for.
+                        let priority = if postcopy && number == 1 { resumed::BACKGROUND } else { 0 };
+                        let channels = contact.channels(hello, priority);
                         let ram = Arc::clone(&ram);
                         let short = u8::try_from(number).unwrap_or(u8::MAX);
                         work.spawn(async move { ram.carry(short, stream, channels).await });
@@ -172,6 +174,7 @@ impl Owner {
     pub(super) async fn tick(&mut self, todo: &mut VecDeque<SourceAction>) {
         if *self.state() == SourceState::Running {
             self.prove_again().await;
+            self.tend_postcopy().await;
             return;
         }
         self.check_contact(todo);
@@ -271,10 +274,21 @@ impl Owner {
         if !self.job.options.postcopy || self.rates.postcopy || round < FIRST_PASS_DONE {
             return;
         }
+        // QEMU runs the guest again, by itself, when a migration fails at its very end, also in post-copy, where it runs at
+        // the destination already. A guest that was stopped before stays stopped.
+        if let Err(error) = qmp.stop().await {
+            tracing::debug!(error = %chain(&error), "QEMU does not stop the guest for post-copy now");
+            return;
+        }
         match qmp.migrate_start_postcopy().await {
             Ok(()) => self.rates.postcopy = true,
             // It may be at its end already; then it needs none.
-            Err(error) => tracing::debug!(error = %chain(&error), "QEMU does not switch to post-copy now"),
+            Err(error) => {
+                tracing::debug!(error = %chain(&error), "QEMU does not switch to post-copy now");
+                if let Err(error) = qmp.cont().await {
+                    tracing::debug!(error = %chain(&error), "the migration is at its end");
+                }
+            }
         }
     }
 

@@ -26,6 +26,7 @@ impl Owner {
                 tracing::warn!(migration = %self.job.migration, %why, "the connection to the destination is lost");
                 self.tunnel = None;
                 self.contact.down();
+                self.postcopy_path_lost();
                 if self.can_wait() {
                     self.lost.get_or_insert_with(Instant::now);
                     self.redial();
@@ -49,11 +50,13 @@ impl Owner {
                 if *self.state() != SourceState::Finalised {
                     tracing::warn!(migration = %self.job.migration, %why, "QEMU at the source is gone");
                 }
+                self.postcopy_source_gone("QEMU at the source has ended");
                 self.apply(SourceEvent::QemuDied, todo);
             }
             Signal::Carrier(what, Ok(())) => tracing::debug!(what, "a byte path ended"),
             Signal::Carrier(what, Err(why)) => {
                 tracing::debug!(what, %why, "a byte path broke");
+                self.postcopy_path_lost();
                 self.apply(SourceEvent::Failed(format!("{what}: {why}")), todo);
             }
         }
@@ -102,9 +105,11 @@ impl Owner {
                     tracing::warn!(migration = %self.job.migration, why, "the guest is not taken back");
                     self.record.report.note = Some(why.to_owned());
                 }
+                self.finalised |= matches!(self.state(), SourceState::Lost(_));
                 self.apply(SourceEvent::Verdict(verdict), todo);
             }
-            FromDestination::Proof { pending: true, .. } => {}
+            FromDestination::Proof { pending: true, status, .. } => self.postcopy_pending(&status, todo),
+            FromDestination::Recovering { epoch } => self.postcopy_agreed(epoch),
             FromDestination::Proof { status, complaint, .. } if complaint.is_empty() => {
                 tracing::info!(migration = %self.job.migration, %status, "the guest proved itself");
                 self.apply(SourceEvent::Proved, todo);
@@ -207,6 +212,10 @@ impl Owner {
     }
 
     pub(super) fn command(&mut self, command: Command, todo: &mut VecDeque<SourceAction>) {
+        if command == Command::Finalise && self.recovery.owes() {
+            tracing::warn!(migration = %self.job.migration, "not finalised: the guest still needs memory that is here");
+            return;
+        }
         let halves = self.job.options.postcopy
             && matches!(self.state(), SourceState::Permitting | SourceState::Running);
         if command == Command::TakeBack && halves {

@@ -109,6 +109,7 @@ impl Owner {
             self.fail_targets();
             return Err(why);
         }
+        Box::pin(self.reclaim(&qmp)).await?;
         cancel_migration(&qmp).await?;
         if self.record.mode == Mode::Warm {
             self.remove_rounds(&qmp).await?;
