@@ -5,7 +5,8 @@ use rustix::process::Signal;
 
 use super::trouble::kill;
 use super::{VM, World, needs, proves_itself};
-use crate::harness::Harness;
+use crate::harness::vms::ask_qemu;
+use crate::harness::{Harness, until};
 
 /// The guest may be paused for so long that much is left for the pause, over a link on which that takes a while.
 const LONG_PAUSE: [&str; 6] = ["--limit", "4MB/s", "--max-downtime", "60s", "--multifd", "1"];
@@ -50,6 +51,12 @@ fn the_source_agent_dies_after_the_permit_and_asks_when_it_is_back() {
     drop(moving.kill());
     // The memory's stream ended with the agent: the destination cannot have all of it.
     world.destination.await_state(&["discarded"]);
+    // Nor does QEMU here let the guest run by itself, which does not know whether the destination does.
+    let qmp = world.source.layout(VM).qmp();
+    until("that QEMU's migration has failed", || {
+        (ask_qemu(&qmp, "query-migrate")["status"] == "failed").then_some(())
+    });
+    assert_eq!(ask_qemu(&qmp, "query-status")["status"], "paused");
     world.source.start_agent();
     world.source.await_state(&["rolled-back"]);
     world.goes_on_at_the_source();

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::fmt::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -217,6 +218,26 @@ impl<'a> VmHost<'a> {
         let pid: u32 = std::fs::read_to_string(self.layout(vm).pid_file()).ok()?.trim().parse().ok()?;
         is_qemu_of(pid, self.layout(vm).folder()).then_some(pid)
     }
+}
+
+/// Asks QEMU at this socket; nobody else may be connected to it.
+pub(crate) fn ask_qemu(socket: &Path, command: &str) -> Value {
+    let stream = UnixStream::connect(socket).unwrap();
+    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+    for command in ["qmp_capabilities", command] {
+        writeln!(&stream, "{}", serde_json::json!({ "execute": command })).unwrap();
+        loop {
+            let answer: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+            // The greeting and events are passed over.
+            if !answer["return"].is_null() && command != "qmp_capabilities" {
+                return answer["return"].clone();
+            }
+            if !answer["return"].is_null() {
+                break;
+            }
+        }
+    }
+    unreachable!("the second command returns")
 }
 
 fn is_qemu_of(pid: u32, folder: &Path) -> bool {

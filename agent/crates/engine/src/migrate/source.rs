@@ -8,6 +8,7 @@
 //! ```
 
 mod cold;
+mod converge;
 mod copy;
 mod facts;
 mod forecast;
@@ -199,6 +200,7 @@ pub(super) struct Owner {
     pub(super) key: Option<[u8; 32]>,
     pub(super) roots: Vec<DiskRoot>,
     pub(super) rates: memory::Rates,
+    convergence: Arc<converge::Convergence>,
     recovery: recover::Recovery,
     pub(super) began: Instant,
     stopped: Option<Instant>,
@@ -249,6 +251,7 @@ pub async fn run(
         key: None,
         roots: Vec::new(),
         rates: memory::Rates::default(),
+        convergence: Arc::default(),
         recovery,
         began: Instant::now(),
         stopped: None,

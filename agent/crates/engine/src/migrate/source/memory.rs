@@ -12,10 +12,11 @@ use tokio::time::Instant;
 use volume::Generation;
 use wire::{ChannelHello, ChannelKind};
 
-use super::{OnNoConverge, Options, Owner, StepResult, chain, mirror};
+use super::{OnNoConverge, Options, Owner, StepResult, chain, converge, mirror};
 use crate::migrate::message::FromSource;
 use crate::migrate::mode::Mode;
 use crate::migrate::ram::{RamSender, resumed};
+use crate::migrate::record::Role;
 use crate::migrate::status::Live;
 
 /// QEMU's own limit; ours are the link's and the flight's.
@@ -70,7 +71,7 @@ impl Rates {
     }
 }
 
-fn capability(capability: MigrationCapability, state: bool) -> CapabilityState {
+pub(super) fn capability(capability: MigrationCapability, state: bool) -> CapabilityState {
     CapabilityState { capability, state }
 }
 
@@ -120,6 +121,7 @@ impl Owner {
         let mut states = capabilities(multifd, postcopy);
         let throttle = self.job.options.on_no_converge == OnNoConverge::Throttle;
         states.push(capability(MigrationCapability::AutoConverge, throttle));
+        states.extend(converge::capability(&qmp));
         qmp.migrate_set_capabilities(&states).await.map_err(|error| chain(&error))?;
         let parameters = MigrationParameters {
             max_bandwidth: Some(UNLIMITED),
@@ -167,6 +169,11 @@ impl Owner {
         qmp.migrate(&MigrationAddress::Uri(format!("unix:{}", socket.display())), false)
             .await
             .map_err(|error| chain(&error))?;
+        // A guest that does not run is not stopped, and post-copy stops it at its begin.
+        let paused = matches!(self.record.role, Role::Source { was_paused: true, .. });
+        if converge::can_wait(&qmp) && !paused && !postcopy {
+            self.watch_convergence(&qmp);
+        }
         Ok(None)
     }
 
@@ -255,6 +262,7 @@ impl Owner {
         let knows = (qmp.version().major, qmp.version().minor) >= (8, 2);
         let faster = rate.abs_diff(self.rates.told) * 4 > self.rates.told;
         let allowed = self.downtime_limit();
+        self.convergence.set(rate, allowed);
         if (knows && faster) || allowed != self.rates.allowed {
             (self.rates.told, self.rates.allowed) = (rate, allowed);
             let parameters = MigrationParameters {
@@ -345,9 +353,10 @@ impl Owner {
         }
         let qmp = self.monitor().await?;
         let info = qmp.query_migrate().await.map_err(|error| chain(&error))?;
-        // Told again after doubt: QEMU has sent its last part already.
+        // Otherwise the rest of the memory is still on its way, and QEMU's event comes; or the permit is told again after
+        // doubt, and QEMU has sent its last part already.
         if info.status == Some(MigrationStatus::PreSwitchover) {
-            qmp.migrate_continue(&MigrationStatus::PreSwitchover).await.map_err(|error| chain(&error))?;
+            self.send_last_part().await;
         }
         Ok(None)
     }

@@ -9,7 +9,7 @@ use hypervisor::vmd::VmdClient;
 
 use super::facts::describe;
 use super::plan::Load;
-use super::{Owner, StepResult, chain};
+use super::{Owner, StepResult, chain, converge};
 use crate::migrate::layer2::{self, Segment};
 use crate::migrate::message::{FromSource, Prepare, VERSION};
 use crate::migrate::mode::Mode;
@@ -78,6 +78,9 @@ impl Owner {
         let pid = self.job.process.ok_or("the VM's process is not known; is its qemu.pid there?")?.pid;
         let derived = describe(&self.job.vm, pid, self.job.folder.as_deref(), &qmp).await?;
         self.findings = derived.findings.iter().cloned().map(Finding::from).collect();
+        if self.record.mode == Mode::Live {
+            self.findings.extend(converge::finding(&qmp));
+        }
         let migration = qmp.query_migrate().await.map_err(|error| chain(&error))?;
         if migration.status.is_some_and(|status| !status.is_final() && status != MigrationStatus::None) {
             let fix = "wait for it, or end it with migrate_cancel";

@@ -40,6 +40,11 @@ impl Owner {
                 self.apply(SourceEvent::ContactBack, todo);
                 self.rejoin().await;
             }
+            Signal::Qemu(EventKind::Migration(MigrationStatus::PreSwitchover))
+                if *self.state() == SourceState::Permitting =>
+            {
+                self.send_last_part().await;
+            }
             Signal::Qemu(event) => self.qemu(event, todo),
             Signal::QemuGone { why, dead: false } => {
                 self.qmp = None;
@@ -184,6 +189,9 @@ impl Owner {
             }
             EventKind::Stop if self.stopped.is_none() && matches!(self.state(), SourceState::PreCopy) => {
                 self.stopped = Some(Instant::now());
+                if self.convergence.is_ours() {
+                    self.apply(SourceEvent::SwitchoverReached, todo);
+                }
             }
             EventKind::Migration(MigrationStatus::PreSwitchover) => {
                 self.stopped.get_or_insert_with(Instant::now);
