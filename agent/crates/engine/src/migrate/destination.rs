@@ -448,6 +448,8 @@ impl Owner {
             }
             FromSource::Permit { generation, roots: _ } => {
                 if generation == self.record.generation {
+                    // From now on a channel that breaks is not waited for: QEMU must hear of it.
+                    self.arrived.clear();
                     // Told again after a restart, it says nothing that is not durable already.
                     if self.record.sealed.is_none() {
                         self.seal();

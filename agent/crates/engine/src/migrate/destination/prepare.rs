@@ -14,6 +14,7 @@ use hypervisor::specification::{
     inventory, resolve,
 };
 use hypervisor::vmd::{VmState, VmdClient};
+use session::cutover::DestinationState;
 use tunnel::Channel;
 use volume::{ByteLen, Generation};
 use wire::{ChannelHello, ChannelKind};
@@ -308,7 +309,10 @@ impl Owner {
                 });
             }
         }
-        self.arrived.insert(hello.channel, arrived);
+        // Only before the permit another one may come after it.
+        if matches!(self.machine.state(), DestinationState::Waiting { .. }) {
+            self.arrived.insert(hello.channel, arrived);
+        }
     }
 
     /// Undoes what a refused preparation made.

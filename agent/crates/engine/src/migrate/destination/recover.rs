@@ -51,7 +51,7 @@ impl Recovery {
 impl Owner {
     /// QEMU says where its migration stands.
     pub(super) fn note_migration(&mut self, status: &MigrationStatus) {
-        if resumed::in_postcopy(status) {
+        if resumed::in_postcopy(status) && self.recovery.status.as_ref() != Some(status) {
             tracing::info!(migration = %self.migration, now = status.as_str(), "post-copy at the destination");
         }
         self.recovery.status = Some(status.clone());
