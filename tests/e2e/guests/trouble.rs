@@ -94,6 +94,7 @@ fn vmd_dies_at_both_ends_and_nobody_minds() {
 fn qemu_dies_at_the_destination_and_the_guest_goes_on() {
     moving_world!("qemu_dies_at_the_destination", harness, world, moving);
     harness.allow_log("QEMU at the destination is gone");
+    harness.allow_log("the connection to the destination is lost");
     harness.allow_log("NBD");
     harness.allow_log("the destination did not start the guest");
     kill(world.destination.guest_process(VM).unwrap(), Signal::KILL);

@@ -5,14 +5,19 @@
 //! broke; when the connection will not come back, it is told so and fails.
 
 use std::io;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 use tunnel::{Channel, ChannelReader, ChannelTunnel, ChannelWriter, CloseCode};
 use wire::{ChannelHello, FailCode};
 
 /// Channels of one number that wait for their byte path: the next replaces one that broke.
 const ARRIVALS: usize = 4;
+
+/// How long a broken channel's reason may take to come, before the whole connection is ended for it.
+const GRACE: Duration = Duration::from_secs(3);
 
 /// Where a byte path gets its channel from, and another one after that broke.
 pub trait Channels: Send {
@@ -121,7 +126,12 @@ impl Channels for Opened {
 
     async fn next(&mut self, broken: Option<&io::Error>) -> Option<(u64, ChannelReader, ChannelWriter)> {
         if let Some(error) = broken {
-            self.end_epoch(&error.to_string());
+            let epoch = self.epoch;
+            let told = |state: &State| state.epoch > epoch || state.tunnel.is_none() || !state.returns;
+            // Mostly the connection is lost, too, or the destination has a reason, and says so in a moment.
+            if timeout(GRACE, self.contact.wait_for(told)).await.is_err() {
+                self.end_epoch(&error.to_string());
+            }
         }
         loop {
             let last = self.epoch;
