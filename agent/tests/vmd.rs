@@ -188,6 +188,11 @@ fn pid(state: &VmState) -> u32 {
     }
 }
 
+/// Why QEMU, or vmd, does not listen at this socket.
+async fn refusal_to_recover(vmd: &VmdClient, socket: &str) -> String {
+    vmd.migrate_recover("web-1", socket).await.unwrap_err().to_string()
+}
+
 #[tokio::test]
 async fn a_vm_outlives_vmd() {
     if skip_qemu("a_vm_outlives_vmd") {
@@ -215,6 +220,17 @@ async fn a_vm_outlives_vmd() {
     let found = vmd.list().await.unwrap();
     assert_eq!(found, std::slice::from_ref(&started));
     assert!(UnixStream::connect(started.sockets.join("qmp.sock")).is_ok());
+    // The vmd of now has connected to its second monitor, over which QEMU speaks for itself.
+    let began = Instant::now();
+    while refusal_to_recover(&vmd, "incoming-1.sock").await.contains("not connected") {
+        assert!(began.elapsed() < PATIENCE, "vmd does not connect to it");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let why = refusal_to_recover(&vmd, "incoming-1.sock").await;
+    assert!(why.contains("postcopy"), "{why}");
+    let why = vmd.migrate_pause("web-1").await.unwrap_err().to_string();
+    assert!(why.contains("postcopy"), "{why}");
+    assert!(refusal_to_recover(&vmd, "../x").await.contains("plain name"));
     let ended = vmd.stop("web-1", false).await.unwrap();
     assert!(matches!(ended.state, VmState::Exited { .. }));
     assert!(host.guests().is_empty() && !folder.join("qemu.pid").exists());

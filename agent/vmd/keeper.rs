@@ -13,15 +13,18 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use hypervisor::command_line::PID_FILE;
+use hypervisor::command_line::{PID_FILE, RESCUE_SOCKET};
 use hypervisor::specification::is_plain_name;
 use hypervisor::vmd::{
     Answer, FenceStatus, MAX_FENCED_FILES, Refusal, RefusalKind, Request, VmState, VmStatus,
 };
 use rustix::process::Signal;
+use serde_json::json;
 
 use crate::config::Config;
+use crate::process::Process;
 use crate::record::{MAX_RECORDS, Record, Run};
+use crate::rescue::Rescues;
 use crate::{fence, host, launch, network, place};
 
 /// How long QEMU may take to flush its disks when it is told to end.
@@ -36,6 +39,13 @@ fn failed(what: &str, error: &io::Error) -> Refusal {
     refusal(RefusalKind::Failed, format!("cannot {what}: {error}"))
 }
 
+/// What is asked of QEMU out of band.
+enum Band<'a> {
+    Pause,
+    /// Listen again at this name in the VM's folder.
+    Recover(&'a str),
+}
+
 type Slot = Arc<Mutex<Record>>;
 
 /// All that vmd knows and does.
@@ -48,11 +58,13 @@ pub(crate) struct Keeper {
     uids: Mutex<BTreeMap<String, u32>>,
     /// Held while taps are named.
     taps: Mutex<()>,
+    /// Second monitors of those that take a guest in.
+    rescues: Rescues,
     /// Locked while this vmd lives: a second one would not know what this one starts.
     _lock: File,
 }
 
-fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A thread that panicked left the record as it was saved last, or a step before: both are found out again.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -79,7 +91,8 @@ impl Keeper {
         let uids = all.iter().filter_map(|record| Some((record.vm.clone(), record.uid?))).collect();
         let slots = all.into_iter().map(|record| (record.vm.clone(), Arc::new(Mutex::new(record)))).collect();
         let (slots, uids) = (Mutex::new(slots), Mutex::new(uids));
-        let keeper = Self { config, records, slots, uids, taps: Mutex::new(()), _lock: lock };
+        let rescues = Rescues::default();
+        let keeper = Self { config, records, slots, uids, taps: Mutex::new(()), rescues, _lock: lock };
         for slot in keeper.all() {
             let mut record = hold(&slot);
             if let Some(mark) = &record.fence
@@ -113,6 +126,10 @@ impl Keeper {
                 self.fence(&vm, generation, &files).map(Answer::Fence)
             }
             Request::Unfence { vm, generation } => self.unfence(&vm, generation).map(|()| Answer::Done {}),
+            Request::MigratePause { vm } => self.out_of_band(&vm, Band::Pause).map(|()| Answer::Done {}),
+            Request::MigrateRecover { vm, socket } => {
+                self.out_of_band(&vm, Band::Recover(&socket)).map(|()| Answer::Done {})
+            }
             Request::Fences {} => Ok(Answer::Fences(self.fences())),
             Request::Host { accelerator } => host::ask(&self.config.qemu, accelerator)
                 .map(Answer::Host)
@@ -180,6 +197,7 @@ impl Keeper {
         if run.process.as_ref().is_some_and(|process| process.lives()) {
             return Ok(());
         }
+        self.rescues.forget(&record.vm);
         let pid_file = run.folder.join(PID_FILE);
         match std::fs::remove_file(&pid_file) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -354,7 +372,25 @@ impl Keeper {
         marks.collect()
     }
 
-    /// Cleans up after VMs that have ended, and keeps logs short. Those in use are left for the next time.
+    /// Asks the QEMU of a VM for what it does also while its main loop stands still.
+    fn out_of_band(&self, vm: &str, what: Band<'_>) -> Result<(), Refusal> {
+        let (command, arguments) = match what {
+            Band::Pause => ("migrate-pause", json!({})),
+            Band::Recover(socket) if is_plain_name(socket) => {
+                let slot = self.slot(vm)?;
+                let folder = hold(&slot).run.as_ref().map(|run| run.folder.join(starting::SOCKETS));
+                let folder = folder.ok_or_else(|| unknown(vm))?;
+                ("migrate-recover", json!({ "uri": format!("unix:{}", folder.join(socket).display()) }))
+            }
+            Band::Recover(_) => {
+                return Err(refusal(RefusalKind::Invalid, "a socket is a plain name in the VM's folder"));
+            }
+        };
+        self.rescues.say(vm, command, &arguments).map_err(|error| failed(command, &error))
+    }
+
+    /// Cleans up after VMs that have ended, keeps logs short and second monitors connected. Those in use are left for
+    /// the next time.
     pub(crate) fn keep_house(&self) {
         for slot in self.all() {
             let Ok(mut record) = slot.try_lock() else { continue };
@@ -363,6 +399,13 @@ impl Keeper {
             }
             if let Err(error) = launch::cap_log(&launch::log_path(&self.config.state, &record.vm)) {
                 tracing::warn!(vm = record.vm, %error, "cannot shorten a log");
+            }
+            let run = record.run.as_ref().filter(|run| run.process.as_ref().is_some_and(Process::lives));
+            let monitor = run.map(|run| (record.vm.clone(), run.folder.join(starting::SOCKETS)));
+            // A QEMU that does not answer is waited for; nobody else is to wait for that.
+            drop(record);
+            if let Some((vm, folder)) = monitor {
+                self.rescues.keep(&vm, &folder.join(RESCUE_SOCKET));
             }
         }
     }

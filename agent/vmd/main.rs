@@ -8,6 +8,7 @@
 //! * [`server`]: the socket, who may speak, requests and answers.
 //! * [`keeper`]: what each request does. [`record`] is what it knows of a VM, durably; [`fence`] the files of a fence.
 //! * [`launch`]: a process of its own for QEMU, apart from vmd's. [`process`]: whether it lives, ending it.
+//!   [`rescue`]: a connection to it for the hour of need.
 //! * [`place`]: which paths vmd touches, owners and modes. [`network`]: tap devices. [`host`]: what QEMU can run.
 
 mod cli;
@@ -20,6 +21,7 @@ mod network;
 mod place;
 mod process;
 mod record;
+mod rescue;
 mod server;
 
 use std::process::ExitCode;

@@ -29,8 +29,8 @@ pub(crate) fn serve(keeper: Keeper) -> io::Result<()> {
     let housekeeper = Arc::clone(&keeper);
     std::thread::Builder::new().name("housekeeping".to_owned()).spawn(move || {
         loop {
-            std::thread::sleep(HOUSEKEEPING);
             housekeeper.keep_house();
+            std::thread::sleep(HOUSEKEEPING);
         }
     })?;
     tracing::info!(socket = %keeper.config().socket.display(), "answering");

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use hypervisor::command_line::{self, PID_FILE, QMP_SOCKET};
+use hypervisor::command_line::{self, PID_FILE, QMP_SOCKET, RESCUE_SOCKET};
 use hypervisor::specification::{Accelerator, DiskTarget, HostNetwork, Start, StartRequest};
 use hypervisor::vmd::{Refusal, RefusalKind, VmStatus};
 
@@ -76,6 +76,7 @@ impl Keeper {
         replace(&folder.join(PID_FILE), format!("{pid}\n").as_bytes(), 0o644)
             .map_err(|error| failed("write qemu.pid", &error))?;
         wait(&sockets.join(QMP_SOCKET), &process, &log)?;
+        self.rescues.keep(vm, &sockets.join(RESCUE_SOCKET));
         tracing::info!(vm, pid, generation = request.generation, uid = self.uid_of(&record), "started");
         self.status_of(&record)
     }

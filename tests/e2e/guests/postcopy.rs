@@ -1,7 +1,11 @@
 //! Post-copy: the guest runs at the destination, its memory follows, and something happens meanwhile.
 
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::trouble::kill;
 use super::{HANG, VM, World, needs, outcome, proves_itself};
@@ -137,6 +141,38 @@ fn the_destination_agent_dies_in_post_copy_and_goes_on_when_it_is_back() {
     following_world!("the_destination_agent_dies_in_post_copy", harness, world, relay, moving, there);
     drop(world.destination.kill_agent());
     await_postcopy(&world.source, "postcopy-paused");
+    world.destination.start_agent();
+    moving.finish().done();
+    proves_itself(&[world.guest.serial(), &there]);
+}
+
+/// Lets QEMU read all of the guest's memory in its main loop, which stands still at the first page that is not there.
+fn stand_still(host: &VmHost<'_>) {
+    let mut monitor = UnixStream::connect(host.layout(VM).folder().join("run/qmp.sock")).unwrap();
+    let read = json!({ "id": 1, "execute": "pmemsave", "arguments": { "val": 0, "size": 500 << 20, "filename": "/dev/null" } });
+    monitor.write_all(format!("{{\"execute\":\"qmp_capabilities\"}}{read}").as_bytes()).unwrap();
+    monitor.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    let mut said = Vec::new();
+    let silence = monitor.read_to_end(&mut said).unwrap_err();
+    let said = String::from_utf8(said).unwrap();
+    assert_eq!(silence.kind(), ErrorKind::WouldBlock, "{said}");
+    // It may have stood still before.
+    assert!(said.matches("\"return\"").count() < 2, "it answers: {said}");
+}
+
+#[test]
+fn the_destination_agent_dies_in_post_copy_while_qemu_stands_still() {
+    following_world!(
+        "the_destination_agent_dies_while_qemu_stands_still",
+        harness,
+        world,
+        relay,
+        moving,
+        there
+    );
+    drop(world.destination.kill_agent());
+    await_postcopy(&world.source, "postcopy-paused");
+    stand_still(&world.destination);
     world.destination.start_agent();
     moving.finish().done();
     proves_itself(&[world.guest.serial(), &there]);

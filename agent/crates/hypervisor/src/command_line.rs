@@ -18,6 +18,9 @@ use crate::specification::{
 
 /// Name of the QMP socket in a VM's folder.
 pub const QMP_SOCKET: &str = "qmp.sock";
+/// Name of the second QMP socket of a VM that comes from elsewhere: vmd's own, held from the start on, because a QEMU
+/// whose main loop stands still agrees on out-of-band commands with nobody new.
+pub const RESCUE_SOCKET: &str = "rescue.sock";
 /// Name of the process id file in a VM's folder: NovaCron's name.
 pub const PID_FILE: &str = "qemu.pid";
 /// Name of the socket that the agent may name in `migrate-incoming`; QEMU makes it then.
@@ -110,6 +113,7 @@ pub fn arguments(request: &StartRequest, place: &Place) -> Result<Vec<OsString>,
         Start::Incoming => {
             line.flag("-S");
             line.add("-incoming", "defer");
+            line.add("-qmp", &format!("unix:{},server=on,wait=off", path(&place.folder.join(RESCUE_SOCKET))));
         }
     }
     Ok(line.0)

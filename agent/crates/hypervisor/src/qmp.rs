@@ -38,7 +38,7 @@ pub use block::{
     Action, Backup, BitmapName, BlockDevice, BlockJob, BlockNode, DirtyBitmap, Export, Image, ImageNode,
     Mirror, NbdExport, NbdNode, NewBitmap, NewNode,
 };
-pub use connection::{EVENT_QUEUE, Events};
+pub use connection::{EVENT_QUEUE, Events, first_id};
 pub use error::{MonitorError, MonitorErrorKind, MonitorLoss};
 pub use event::{Event, EventKind, JobProgress};
 pub use machine::{Announce, Cpu, CpuDefinition, CpuModel, MemorySize, QomProperty, Status};

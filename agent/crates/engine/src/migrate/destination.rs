@@ -2,6 +2,7 @@
 
 mod again;
 mod images;
+mod monitor;
 mod prepare;
 mod qemu;
 mod receipts;
@@ -36,7 +37,6 @@ use super::mode::Mode;
 use super::preflight::Finding;
 use super::ram::RamReceiver;
 use super::record::{Record, Records, Role};
-use super::source::chain;
 use super::status::{Choice, Command, Status};
 use crate::cpu::Cpu;
 use crate::error::EngineError;
@@ -45,8 +45,6 @@ use crate::receipt::ReceiptSigner;
 
 /// Signals that wait for the owner.
 const SIGNALS: usize = 256;
-/// QMP's patience.
-const QMP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What this host has for VMs that come.
 #[derive(Clone, Debug, Default)]
@@ -95,7 +93,10 @@ pub(super) enum Signal {
     /// Of this tunnel.
     Channel(u64, wire::ChannelHello, Box<tunnel::Channel>),
     Qemu(EventKind),
-    QemuGone(String),
+    /// Of this monitor.
+    QemuGone(u64, String),
+    /// QEMU answers, or did not in a long time.
+    Monitor(Result<Qmp, String>),
     Carrier(&'static str, Result<(), String>),
 }
 
@@ -145,6 +146,12 @@ pub(super) struct Owner {
     /// Until then.
     lost_until: Option<Instant>,
     pub(super) qmp: Option<Qmp>,
+    /// Monitors so far: an old one's end says nothing about QEMU.
+    monitors: u64,
+    /// Somebody waits for QEMU's monitor.
+    connecting: bool,
+    /// After a restart, while it is not known whether the guest runs: when that is looked at again.
+    start_again_at: Option<Instant>,
     pub(super) specification: Option<VmSpecification>,
     pub(super) findings: Vec<Finding>,
     pub(super) sockets: Option<Sockets>,
@@ -200,6 +207,9 @@ pub async fn run(
         patience: Duration::ZERO,
         lost_until: None,
         qmp: None,
+        monitors: 0,
+        connecting: false,
+        start_again_at: None,
         specification: None,
         findings: Vec::new(),
         sockets: None,
@@ -239,6 +249,7 @@ pub async fn run(
             Some(signal) = inbox.recv() => owner.signal(signal, &mut todo).await,
             Some(command) = commands.recv() => owner.command(command, &mut todo),
             () = until(owner.lost_until) => owner.give_up_contact(&mut todo),
+            () = until(owner.start_again_at) => owner.start_again(&mut todo).await,
         }
     }
     owner.close().await
@@ -312,14 +323,11 @@ impl Owner {
     async fn perform(&mut self, action: DestinationAction, todo: &mut VecDeque<DestinationAction>) {
         match action {
             DestinationAction::Run => {
-                let event = if self.may_have_run() {
-                    self.start_again().await
-                } else {
-                    Some(self.start_guest().await)
-                };
-                if let Some(event) = event {
-                    self.apply(event, todo);
+                if self.may_have_run() {
+                    return self.start_again(todo).await;
                 }
+                let event = self.start_guest().await;
+                self.apply(event, todo);
             }
             DestinationAction::Discard => {
                 if self.discard().await {
@@ -385,7 +393,11 @@ impl Owner {
                 self.apply(DestinationEvent::Failed("QEMU could not take the guest in".to_owned()), todo);
             }
             Signal::Qemu(_) => {}
-            Signal::QemuGone(why) => {
+            Signal::Monitor(found) => self.monitor_came(found, todo).await,
+            Signal::QemuGone(which, why) if which != self.monitors => {
+                tracing::debug!(migration = %self.migration, %why, "a monitor that was given up ended");
+            }
+            Signal::QemuGone(_, why) => {
                 let ending = matches!(
                     self.machine.state(),
                     DestinationState::Burning(_)
@@ -581,35 +593,6 @@ impl Owner {
             let result = work.await;
             drop(signals.send(Signal::Carrier(what, result)).await);
         });
-    }
-
-    /// Connects to QEMU and hears its events.
-    pub(super) async fn monitor(&mut self) -> Result<Qmp, String> {
-        if let Some(qmp) = &self.qmp
-            && qmp.ended().is_none()
-        {
-            return Ok(qmp.clone());
-        }
-        let sockets = self.sockets.as_ref().ok_or("the VM is not there")?;
-        let qmp = Qmp::connect(&sockets.qmp, QMP_TIMEOUT).await.map_err(|error| chain(&error))?;
-        let (mut events, signals) = (qmp.subscribe(), self.signals.clone());
-        self.watchers.spawn(async move {
-            loop {
-                match events.next().await {
-                    Ok(event) => {
-                        if signals.send(Signal::Qemu(event.kind)).await.is_err() {
-                            return;
-                        }
-                    }
-                    Err(error) => {
-                        drop(signals.send(Signal::QemuGone(chain(&error))).await);
-                        return;
-                    }
-                }
-            }
-        });
-        self.qmp = Some(qmp.clone());
-        Ok(qmp)
     }
 
     async fn close(mut self) -> Option<Record> {

@@ -40,6 +40,9 @@ pub struct Record {
     /// How the VM is moved.
     #[serde(default)]
     pub mode: Mode,
+    /// At the destination: the guest's memory may follow while it runs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub postcopy: bool,
     /// Fencing number of the VM; 0 at the source until the destination gave one.
     pub generation: u64,
     /// When it began, seconds since 1970.
@@ -96,6 +99,7 @@ impl Record {
             vm: vm.to_owned(),
             peer: peer.to_owned(),
             mode: Mode::default(),
+            postcopy: false,
             generation: 0,
             began: now,
             changed: now,

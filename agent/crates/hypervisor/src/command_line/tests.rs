@@ -110,7 +110,9 @@ virtserialport,chardev=channel-5,name=org.qemu.guest_agent.0
 virtio-blk-pci,drive=node-virtio0,write-cache=off
 -S
 -incoming
-defer"#;
+defer
+-qmp
+unix:/vms/a,,b/run/rescue.sock,server=on,wait=off"#;
     let found = line(source, &facts, &mapping(), &[("net0", "tap7")]);
     assert_eq!(found, expected);
 }

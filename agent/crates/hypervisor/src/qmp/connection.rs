@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -52,11 +52,22 @@ enum Failure {
 }
 
 struct State {
+    /// Smaller ids are of earlier connections.
+    first_id: u64,
     next_id: u64,
     pending: HashMap<u64, Slot>,
     /// `None` once the connection has ended, which ends the subscriptions.
     events: Option<broadcast::Sender<Event>>,
     loss: Option<Arc<MonitorLoss>>,
+}
+
+/// The first id of a connection. QEMU gives the answer to a command whose asker has gone to whoever is connected then
+/// (`monitor_qmp_respond` writes to the monitor), so that ids must not come again: commands are fewer than the
+/// microseconds.
+#[must_use]
+pub fn first_id() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(0).max(1)
 }
 
 struct Shared {
@@ -112,9 +123,17 @@ impl Shared {
                 Ok(())
             }
             Message::Answer { id, result } => {
-                let slot = self.state().pending.remove(&id);
-                let slot =
-                    slot.ok_or_else(|| MonitorLoss::Protocol(format!("an answer to no command, id {id}")))?;
+                let (slot, first) = {
+                    let mut state = self.state();
+                    (state.pending.remove(&id), state.first_id)
+                };
+                let Some(slot) = slot else {
+                    if id < first {
+                        tracing::debug!(id, "an answer to what was asked over an earlier connection");
+                        return Ok(());
+                    }
+                    return Err(MonitorLoss::Protocol(format!("an answer to no command, id {id}")));
+                };
                 // Whoever asked may have stopped waiting.
                 drop(slot.done.send(result.map_err(Failure::Refused)));
                 Ok(())
@@ -153,7 +172,9 @@ impl Connection {
         W: AsyncWrite + Unpin + Send + 'static,
     {
         let (events, _) = broadcast::channel(EVENT_QUEUE);
-        let state = State { next_id: 1, pending: HashMap::new(), events: Some(events), loss: None };
+        let first_id = first_id();
+        let state =
+            State { first_id, next_id: first_id, pending: HashMap::new(), events: Some(events), loss: None };
         let shared = Arc::new(Shared {
             socket,
             state: Mutex::new(state),

@@ -172,6 +172,22 @@ impl VmdClient {
         }
     }
 
+    /// Interrupts the post-copy that brings a VM here, also while its QEMU answers nothing else.
+    ///
+    /// # Errors
+    /// [`VmdError`]. [`VmdError::Refused`] when QEMU says no, or vmd is not connected to it.
+    pub async fn migrate_pause(&self, vm: &str) -> Result<(), VmdError> {
+        self.done(&Request::MigratePause { vm: vm.to_owned() }).await
+    }
+
+    /// Lets a VM whose post-copy is interrupted listen again, at this name in the folder of its sockets.
+    ///
+    /// # Errors
+    /// As [`Self::migrate_pause`].
+    pub async fn migrate_recover(&self, vm: &str, socket: &str) -> Result<(), VmdError> {
+        self.done(&Request::MigrateRecover { vm: vm.to_owned(), socket: socket.to_owned() }).await
+    }
+
     /// What this host's QEMU can run.
     ///
     /// # Errors

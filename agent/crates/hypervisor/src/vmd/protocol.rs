@@ -63,6 +63,20 @@ pub enum Request {
         /// The generation of the fence.
         generation: u64,
     },
+    /// Interrupt the post-copy that brings a VM here, also while QEMU answers nothing else.
+    #[serde(rename = "migrate-pause")]
+    MigratePause {
+        /// Its id.
+        vm: String,
+    },
+    /// Let a VM whose post-copy is interrupted listen again, also while QEMU answers nothing else.
+    #[serde(rename = "migrate-recover")]
+    MigrateRecover {
+        /// Its id.
+        vm: String,
+        /// Name of a socket that is made in the folder of its sockets.
+        socket: String,
+    },
     /// All fences.
     Fences {},
     /// What this host's QEMU can run.
@@ -86,7 +100,7 @@ pub enum Answer {
     Fences(Vec<FenceStatus>),
     /// To `host`.
     Host(HostStatus),
-    /// To `forget` and `unfence`.
+    /// To `forget`, `unfence` and what is said to QEMU.
     Done {},
     /// Nothing was done, or not all of it.
     Error(Refusal),

@@ -137,6 +137,7 @@ impl Owner {
         self.set_patience(prepare.reconnect_ms);
         self.record.generation = generation.0;
         self.record.mode = prepare.mode;
+        self.record.postcopy = prepare.postcopy;
         if let Role::Destination { disks, .. } = &mut self.record.role {
             *disks = targets.values().map(|target| target.path.display().to_string()).collect();
         }

@@ -8,7 +8,6 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hypervisor::qmp::Qmp;
 use hypervisor::qmp::words::MigrationStatus;
 use session::cutover::{DestinationAction, DestinationEvent, DestinationState};
 use tokio::time::Instant;
@@ -16,10 +15,10 @@ use volume::Generation;
 use wire::{ChannelHello, ChannelKind};
 
 use super::Owner;
+use super::monitor::OutOfBand;
 use crate::migrate::message::FromDestination;
 use crate::migrate::mode::Mode;
 use crate::migrate::ram::{RamReceiver, resumed};
-use crate::migrate::source::chain;
 use crate::migrate::status::Postcopy;
 
 /// How long QEMU may take to notice that its sockets are closed before it is told.
@@ -27,8 +26,6 @@ const NOTICE: Duration = Duration::from_millis(500);
 /// How long it may take to listen again.
 const LIMIT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(20);
-/// Patience with a QEMU whose main loop may stand still.
-pub(super) const BRIEFLY: Duration = Duration::from_secs(3);
 /// Sockets of earlier epochs that may lie around; QEMU removes them.
 const MAX_SOCKETS: u32 = 64;
 
@@ -78,9 +75,11 @@ impl Owner {
         (resumed::in_postcopy(status) && *status != MigrationStatus::PostcopyActive).then(|| still(status))
     }
 
-    /// What is answered when QEMU does not: in post-copy that is no complaint.
+    /// What is answered when QEMU does not: in post-copy that is no complaint, and after a restart nobody knows better.
     pub(super) fn silent_in_postcopy(&self) -> Option<FromDestination> {
-        self.recovery.status.as_ref().filter(|status| resumed::in_postcopy(status)).map(still)
+        let unknown = MigrationStatus::Unknown("unknown".to_owned());
+        let status = self.recovery.status.as_ref().or_else(|| self.record.postcopy.then_some(&unknown))?;
+        (resumed::in_postcopy(status) || *status == unknown).then(|| still(status))
     }
 
     /// The source asks to go on after a lost connection.
@@ -120,10 +119,10 @@ impl Owner {
         // QEMU's sockets close with them; it pauses, if it has not noticed before.
         self.carriers.shutdown().await;
         self.arrived.clear();
-        let qmp = self.monitor().await?;
+        let qemu = self.out_of_band().await?;
         let mut sockets = self.sockets.clone().ok_or("the VM is not there")?;
         sockets.incoming = free_socket(&sockets.incoming)?;
-        listen_again(&qmp, &sockets.incoming).await?;
+        listen_again(&qemu, &sockets.incoming).await?;
         self.sockets = Some(sockets);
         self.ram = Some(RamReceiver::new(slots, self.context.cpu.clone()));
         self.recovery.epoch = epoch;
@@ -157,19 +156,20 @@ fn free_socket(last: &Path) -> Result<PathBuf, String> {
 }
 
 /// Lets a QEMU that is paused, or about to be, listen at `socket`.
-async fn listen_again(qmp: &Qmp, socket: &Path) -> Result<(), String> {
-    let uri = format!("unix:{}", socket.display());
+async fn listen_again(qemu: &OutOfBand, socket: &Path) -> Result<(), String> {
+    let folder = socket.parent().ok_or("QEMU's socket has no folder")?;
+    let name = socket.file_name().and_then(|name| name.to_str()).ok_or("QEMU's socket has no name")?;
     let (began, mut told) = (Instant::now(), false);
     loop {
-        match qmp.migrate_recover(&uri).await {
+        match qemu.recover(folder, name).await {
             Ok(()) => return Ok(()),
-            Err(error) if error.may_have_happened() || began.elapsed() > LIMIT => return Err(chain(&error)),
-            Err(error) => tracing::debug!(error = %chain(&error), "QEMU is not paused yet"),
+            Err(why) if began.elapsed() > LIMIT => return Err(why),
+            Err(why) => tracing::debug!(%why, "QEMU is not paused yet"),
         }
         if !told && began.elapsed() > NOTICE {
             told = true;
-            if let Err(error) = qmp.migrate_pause().await {
-                tracing::debug!(error = %chain(&error), "QEMU at the destination does not pause its migration");
+            if let Err(why) = qemu.pause().await {
+                tracing::debug!(%why, "QEMU at the destination does not pause its migration");
             }
         }
         tokio::time::sleep(POLL).await;

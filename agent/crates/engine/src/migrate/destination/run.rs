@@ -8,7 +8,7 @@ use hypervisor::qmp::{Announce, Qmp};
 use hypervisor::vmd::{RefusalKind, VmState, VmStatus, VmdClient};
 use session::cutover::{DestinationEvent, DestinationState};
 
-use super::recover::BRIEFLY;
+use super::monitor::BRIEFLY;
 use super::{Owner, Sockets};
 use crate::migrate::message::{DiskRoot, FromDestination};
 use crate::migrate::mode::Mode;
@@ -130,7 +130,10 @@ impl Owner {
             return proof;
         }
         let outcome = async {
-            let qmp = self.monitor().await?.within(BRIEFLY);
+            let qmp = match self.record.postcopy {
+                true => self.monitor_if_it_answers().ok_or("QEMU does not answer yet")?,
+                false => self.monitor().await?.within(BRIEFLY),
+            };
             let status = qmp.query_status().await.map_err(|error| chain(&error))?;
             let info = qmp.query_migrate().await.map_err(|error| chain(&error))?;
             if let Some(status) = &info.status {
