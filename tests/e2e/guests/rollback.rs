@@ -1,12 +1,13 @@
 //! A guest that runs at the destination is taken back: ended there for good, and gone on with at the source from the
 //! instant of the cut-over.
 
+use guest::disk::{Format, Left, check};
 use guest::{Serial, Timeline};
 use rustix::process::Signal;
 
 use super::trouble::kill;
 use super::{HANG, PROOF, VM, World, needs, proves_itself};
-use crate::harness::Harness;
+use crate::harness::{Harness, until};
 
 /// A guest that runs at the destination, and whose copy at the source is kept.
 macro_rules! held_world {
@@ -163,4 +164,26 @@ fn a_guest_that_died_there_is_taken_back() {
     world.went_back(stopped_at);
     world.nothing_is_left_there(&["revoked"]);
     drop(there);
+}
+
+#[test]
+fn a_guest_that_died_there_comes_back_with_its_newest_disk() {
+    let Some(linux) = needs("a_guest_that_died_there_comes_back") else { return };
+    let harness = Harness::of_guests();
+    harness.allow_log("QEMU at the destination is gone");
+    let world = World::start(&harness, &linux, |_| {});
+    let there = world.destination.serial(VM);
+    world.source.migrate(VM, &world.destination, &[]).finish().done();
+    proves_itself(&[world.guest.serial(), &there]);
+    world.destination.await_state(&["finalised"]);
+    kill(world.destination.guest_process(VM).unwrap(), Signal::KILL);
+    until("it is gone", || world.destination.guest_process(VM).is_none().then_some(()));
+    let said = Timeline::join(&[world.guest.serial(), &there]).beats().map(|beat| beat.heartbeat.disk).max();
+    world.destination.migrate(VM, &world.source, &["--mode", "cold"]).finish().done();
+    world.source.await_state(&["finalised"]);
+    let [disk] = &world.source.disk_paths()[..] else { panic!("{:?}", world.source.disk_paths()) };
+    let Left::Writes(left) = check(disk, Format::Raw).unwrap() else { panic!("no guest has used it") };
+    assert!(left >= said.unwrap(), "{left} of the {said:?} writes came back");
+    assert!(world.source.layout(VM).config().exists(), "NovaCron can start it");
+    assert!(!world.destination.layout(VM).config().exists(), "NovaCron there could start it");
 }

@@ -61,8 +61,9 @@ pub(super) fn why_not(command: Command, record: &Record, host: &str, port: u16) 
             )
         }
         (Command::Cancel, Role::Source { state: SourceState::DestinationLost, .. }) => format!(
-            "VM {vm} ran at {peer} and died there; choose a copy: novaferry-agent migration resolve {id} --keep \
-             source|destination --other-side-is-off"
+            "VM {vm} ran at {peer} and died there; to go back with its newest disks, run on {peer}: novaferry-agent migrate \
+             {vm} --mode cold --to novaferry://{host}:{port}; or choose a copy: novaferry-agent migration resolve {id} \
+             --keep source|destination --other-side-is-off"
         ),
         (Command::Cancel | Command::TakeBack, Role::Source { .. }) => {
             format!("migration {id} is being undone already ({state})")

@@ -28,7 +28,10 @@ pub(super) const ROUND_TRIPS: u32 = 3;
 /// And for what both hosts do meanwhile.
 pub(super) const OVERHEAD: Duration = Duration::from_millis(15);
 /// Share of the budget that bytes in flight may take to travel (design, "Live migration").
-const FLIGHT_SHARE: u64 = 4;
+const FLIGHT_SHARE: u32 = 4;
+/// What keeps the path busy besides what is on the link: packing and unpacking at both ends. More only waits in queues,
+/// and the disks' last writes behind it.
+const WORK: Duration = Duration::from_millis(25);
 
 /// What was measured while the memory travels.
 #[derive(Debug, Default)]
@@ -90,17 +93,17 @@ pub(in super::super) fn capabilities(multifd: u8, postcopy: bool) -> Vec<Capabil
 
 /// How often the allowed pause is halved, after so many passes over the memory and so much of the time.
 pub(super) fn patience(rounds: u64, elapsed: Duration, timeout: Duration) -> u32 {
-    const MOST: u32 = 3;
+    const MOST: u32 = 4;
     /// Passes at the smallest pause; then it doubles with each.
     const FREE_ROUNDS: u64 = 5;
     let by_rounds = u32::try_from(rounds.saturating_sub(FREE_ROUNDS)).unwrap_or(u32::MAX);
-    let quarters = elapsed.as_millis().saturating_mul(4) / timeout.as_millis().max(1);
-    let by_time = u32::try_from(quarters).unwrap_or(u32::MAX);
+    let parts = elapsed.as_millis().saturating_mul(u128::from(MOST) + 1) / timeout.as_millis().max(1);
+    let by_time = u32::try_from(parts).unwrap_or(u32::MAX);
     MOST.saturating_sub(by_rounds.max(by_time))
 }
 
 impl Owner {
-    /// What QEMU is allowed of the pause. It begins with an eighth: a guest that converges well is paused for no longer
+    /// What QEMU is allowed of the pause. It begins with a sixteenth: a guest that converges well is paused for no longer
     /// than it must be, and only one that does not gets all that was allowed.
     fn downtime_limit(&self) -> u64 {
         let round_trip = self.tunnel.as_ref().and_then(|tunnel| tunnel.stats().rtt).unwrap_or_default();
@@ -130,13 +133,16 @@ impl Owner {
             ..MigrationParameters::default()
         };
         qmp.migrate_set_parameters(&parameters).await.map_err(|error| chain(&error))?;
+        // The fence needs it, and the guest stands still then.
+        let generation = Generation(self.record.generation);
+        self.context.records.raise_generation(&self.job.vm, generation).map_err(|error| error.chain())?;
         let ram = RamSender::new(self.job.options.slots, self.job.options.level, self.context.cpu.clone());
         self.ram = Some(Arc::clone(&ram));
         self.rates.since = Some(Instant::now());
         let socket = self.socket("ram");
         let (listener, file) = mirror::listen_at(&socket)?;
         let contact = self.contact.clone();
-        let (migration, generation) = (self.job.migration, Generation(self.record.generation));
+        let migration = self.job.migration;
         let most = u16::from(multifd) + 1 + u16::from(postcopy);
         self.carry("the memory's channels", async move {
             let _file = file;
@@ -254,9 +260,12 @@ impl Owner {
         if rate == 0 {
             return;
         }
-        let budget = u64::try_from(self.job.options.max_downtime.as_millis()).unwrap_or(u64::MAX);
+        let round_trip = self.tunnel.as_ref().and_then(|tunnel| tunnel.stats().rtt).unwrap_or_default();
+        let busy = round_trip * 2 + WORK;
+        let most = (self.job.options.max_downtime / FLIGHT_SHARE).min(busy).as_millis();
+        let most = u64::try_from(most).unwrap_or(u64::MAX);
         // By the best that was seen lately: what the limit itself holds up must not make it smaller.
-        ram.flight.set_limit(self.rates.best.saturating_mul(budget) / 1000 / FLIGHT_SHARE);
+        ram.flight.set_limit(self.rates.best.saturating_mul(most) / 1000);
         // QEMU 8.2 and later can be told; an older one goes by what its sockets take, which the flight's limit keeps
         // honest.
         let knows = (qmp.version().major, qmp.version().minor) >= (8, 2);
@@ -372,7 +381,7 @@ mod tests {
     fn the_pause_grows_with_passes_or_with_time() {
         let minute = Duration::from_secs(60);
         let after = |rounds, seconds| patience(rounds, Duration::from_secs(seconds), minute);
-        assert_eq!([after(0, 0), after(5, 1), after(6, 1), after(7, 1), after(9, 1)], [3, 3, 2, 1, 0]);
-        assert_eq!([after(1, 14), after(1, 16), after(1, 31), after(1, 46), after(99, 600)], [3, 2, 1, 0, 0]);
+        assert_eq!([after(0, 0), after(5, 1), after(6, 1), after(7, 1), after(9, 1)], [4, 4, 3, 2, 0]);
+        assert_eq!([after(1, 11), after(1, 13), after(1, 25), after(1, 49), after(99, 600)], [4, 3, 2, 0, 0]);
     }
 }
