@@ -1,12 +1,16 @@
 //! Moves that fail, and what is true afterwards.
 
+use std::fs::File;
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::copied::renamed;
 use super::{HANG, VM, World, needs, outcome, proves_itself};
-use crate::harness::Harness;
+use crate::harness::disks::{MIB, Mount};
+use crate::harness::{Capability, Harness, capable};
 
 /// Slow enough to be caught in the middle: the guest has some 60 MB that do not compress away.
 const SLOW: [&str; 4] = ["--limit", "4MB/s", "--reconnect", "3s"];
@@ -163,6 +167,51 @@ fn a_destination_without_room_refuses_before_anything_is_made() {
     world.goes_on_at_the_source();
     assert_eq!(world.destination.guest_process(VM), None);
     assert_eq!(world.destination.disk_paths(), Vec::<std::path::PathBuf>::new());
+}
+
+#[test]
+fn a_destination_that_fills_up_on_the_way_gives_the_guest_back() {
+    let test = "a_destination_that_fills_up_on_the_way";
+    let Some(linux) = needs(test) else { return };
+    if !capable(test, &[Capability::Loop]) {
+        return;
+    }
+    let harness = Harness::of_guests();
+    harness.allow_log("the destination's export refused a request of the mirror");
+    harness.allow_log("failed an NBD request");
+    let pool = Mount::ext4(&harness.path("host-b-daemon").join("pool"), 256 * MIB);
+    let mut world = World::start(&harness, &linux, |_| {});
+    let moving = world.source.migrate(VM, &world.destination, &SLOW);
+    world.source.await_state(&["pre-copy"]);
+    // The guest uses the first half of its disk, and the rest takes no room here either.
+    let [disk] = &world.destination.disk_paths()[..] else { panic!("one disk") };
+    let made = disk.metadata().unwrap();
+    assert!(
+        made.blocks() * 512 < made.len() * 5 / 8,
+        "{} of {} bytes take room",
+        made.blocks() * 512,
+        made.len()
+    );
+    let mut ballast = File::create(pool.path().join("ballast")).unwrap();
+    let full = loop {
+        if let Err(error) = ballast.write_all(&[1; 64 << 10]) {
+            break error;
+        }
+    };
+    assert_eq!(full.kind(), ErrorKind::StorageFull);
+    let ended = moving.finish();
+    assert_eq!(ended.status.code(), Some(1));
+    let state = &outcome(&ended)["migration"]["record"]["role"]["source"]["state"];
+    assert_eq!(state["state"], "rolled-back", "{state}");
+    assert!(state.to_string().contains("no room left for disk vd0"), "{state}");
+    world.goes_on_at_the_source();
+    world.nothing_is_left_at_the_destination();
+    // With room it moves.
+    drop(ballast);
+    std::fs::remove_file(pool.path().join("ballast")).unwrap();
+    let there = world.destination.serial(VM);
+    world.source.migrate(VM, &world.destination, &[]).finish().done();
+    proves_itself(&[world.guest.serial(), &there]);
 }
 
 #[test]

@@ -151,8 +151,10 @@ impl NewNode {
             Self::Raw(node) => image("raw", node),
             Self::Qcow2(node) => image("qcow2", node),
             Self::Nbd(NbdNode { node_name, server, export, reconnect_delay, open_timeout }) => {
+                // Without it QEMU asks for zeros that take room, and what was sparse is no more.
                 let mut options = json!({
                     "driver": "nbd", "node-name": node_name, "server": server.flat()?, "export": export,
+                    "discard": "unmap",
                 });
                 if let Some(seconds) = reconnect_delay {
                     options["reconnect-delay"] = (*seconds).into();

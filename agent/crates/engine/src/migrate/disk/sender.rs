@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -63,6 +63,8 @@ pub struct MirrorTarget {
     hint: Mutex<PayHint>,
     /// Something was answered since the last flush.
     unflushed: AtomicBool,
+    /// The largest errno that the destination answered with.
+    refused: AtomicU32,
     counters: Arc<DiskCounters>,
 }
 
@@ -101,6 +103,7 @@ impl MirrorTarget {
             cpu,
             hint: Mutex::default(),
             unflushed: AtomicBool::new(true),
+            refused: AtomicU32::new(0),
             counters: Arc::default(),
         });
         let carrier = Carrier {
@@ -206,6 +209,12 @@ impl MirrorTarget {
         errno
     }
 
+    /// The errno that the destination refused a request with.
+    #[must_use]
+    pub fn refusal(&self) -> Option<u32> {
+        Some(self.refused.load(Ordering::Relaxed)).filter(|errno| *errno != 0)
+    }
+
     /// Says that the mirror is over: the destination lets go of its export. Does not wait for it.
     pub fn end(&self) {
         lock(&self.requests).ended = true;
@@ -231,7 +240,12 @@ impl MirrorTarget {
             requests.waiting.insert(number, Request { head, payload, answer });
         }
         self.more.notify_one();
-        let errno = answered.await.unwrap_or(EIO);
+        let answer = answered.await;
+        if let Ok(errno) = answer {
+            // EIO, which may be a consequence, is small.
+            self.refused.fetch_max(errno, Ordering::Relaxed);
+        }
+        let errno = answer.unwrap_or(EIO);
         if operation != Operation::Flush {
             self.unflushed.store(true, Ordering::Release);
         }

@@ -202,6 +202,24 @@ impl Owner {
         self.send_roots(Some(&qmp)).await
     }
 
+    /// What a mirror's I/O error was, as far as the destination said so.
+    pub(super) fn why_mirror_failed(&self, job: &str) -> String {
+        /// `errno(3)`, as NBD has it on the wire.
+        const ENOSPC: u32 = 28;
+        let refused = self.disks.iter().find_map(|disk| Some((&disk.id, disk.target.refusal()?)));
+        match refused {
+            Some((disk, ENOSPC)) => format!(
+                "the destination has no room left for disk {disk}: make some in its pool, or choose another with --pool"
+            ),
+            Some((disk, errno)) => {
+                format!("the destination could not write disk {disk} (errno {errno}); see its log")
+            }
+            None => {
+                format!("the mirror {job} met an I/O error; see the log of QEMU and of the host's storage")
+            }
+        }
+    }
+
     /// Makes durable what was copied, and sends the roots. With `qmp`, a read-back asks QEMU for the disks.
     pub(super) async fn send_roots(&mut self, qmp: Option<&Qmp>) -> StepResult {
         let mut roots = Vec::with_capacity(self.disks.len());

@@ -176,7 +176,7 @@ impl Owner {
                 self.check_ready(todo);
             }
             EventKind::JobError { device, .. } if mirror::is_ours(&device) => {
-                self.apply(SourceEvent::Failed(format!("the mirror {device} met an I/O error")), todo);
+                self.apply(SourceEvent::Failed(self.why_mirror_failed(&device)), todo);
             }
             EventKind::JobCompleted(job) | EventKind::JobCancelled(job)
                 if mirror::is_ours(&job.device) && matches!(self.state(), SourceState::Mirroring) =>
