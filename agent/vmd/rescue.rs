@@ -34,7 +34,9 @@ pub(crate) struct Rescues {
 impl Rescues {
     /// Connects to a VM's second monitor, unless it is connected. A QEMU that has none takes no guest in.
     pub(crate) fn keep(&self, vm: &str, socket: &Path) {
-        if !socket.exists() || hold(&self.held).get(vm).is_some_and(|monitor| hold(monitor).lives()) {
+        // Nobody else waits for a monitor that is waited for.
+        let known = hold(&self.held).get(vm).cloned();
+        if !socket.exists() || known.is_some_and(|monitor| hold(&monitor).lives()) {
             return;
         }
         match Monitor::connect(socket) {

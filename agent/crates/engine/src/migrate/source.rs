@@ -8,6 +8,7 @@
 //! ```
 
 mod cold;
+mod connection;
 mod converge;
 mod copy;
 mod facts;
@@ -15,6 +16,7 @@ mod forecast;
 mod handover;
 mod memory;
 mod mirror;
+mod monitor;
 mod plan;
 mod prepare;
 mod reclaim;
@@ -43,7 +45,7 @@ use volume::SessionId;
 
 use super::contact::Contact;
 use super::disk::MirrorTarget;
-use super::message::{self, DiskRoot, FromDestination, FromSource};
+use super::message::{DiskRoot, FromDestination, FromSource};
 use super::mode::Mode;
 use super::preflight::Finding;
 use super::ram::RamSender;
@@ -58,11 +60,6 @@ pub(super) use memory::capabilities;
 const SIGNALS: usize = 256;
 /// How often progress is looked at, and the bounds of the flight set.
 const TICK: Duration = Duration::from_millis(200);
-/// First and longest pause between attempts to reach the destination again.
-const REDIAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// QMP's patience: QEMU answers in milliseconds, but its main loop may be busy with a disk.
-const QMP_TIMEOUT: Duration = Duration::from_secs(20);
-
 /// What every migration away from this host needs.
 #[derive(Clone, Debug)]
 pub struct Context {
@@ -454,103 +451,6 @@ impl Owner {
         }
     }
 
-    /// Sends a message.
-    pub(super) async fn tell(&self, message: &FromSource) -> Result<(), String> {
-        let tunnel = self.tunnel.as_ref().ok_or("there is no connection to the destination")?;
-        tunnel.send_message(message::encode(message)?).await.map_err(|error| error.chain())
-    }
-
-    /// Sends a message; without a connection one is made first, and the machine is told when it is there.
-    async fn tell_or_redial(&mut self, message: &FromSource) {
-        if let Err(why) = self.tell(message).await {
-            tracing::debug!(%why, "the destination cannot be asked now");
-            self.redial();
-        }
-    }
-
-    async fn ask(&mut self) {
-        self.tell_or_redial(&FromSource::Ask {}).await;
-    }
-
-    /// Dials until the destination answers.
-    fn redial(&mut self) {
-        if self.redialling {
-            return;
-        }
-        self.redialling = true;
-        let (options, credentials) = (self.job.dial.clone(), self.context.credentials.clone());
-        let (migration, signals) = (self.job.migration, self.signals.clone());
-        let longest = if self.recovery.owes() { recover::REDIAL_WITHIN } else { REDIAL.1 };
-        self.watchers.spawn(async move {
-            let mut pause = REDIAL.0;
-            loop {
-                match tunnel::dial_channels(&options, &credentials, migration).await {
-                    Ok(tunnel) => {
-                        drop(signals.send(Signal::Dialled(Box::new(tunnel))).await);
-                        return;
-                    }
-                    Err(error) => {
-                        tracing::info!(%migration, reason = %error.chain(), "the destination does not answer")
-                    }
-                }
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(longest);
-            }
-        });
-    }
-
-    /// Keeps a tunnel and reads its messages.
-    pub(super) fn take_tunnel(&mut self, tunnel: ChannelTunnel) {
-        self.tunnel = Some(tunnel.clone());
-        let signals = self.signals.clone();
-        self.watchers.spawn(async move {
-            let why = loop {
-                match tunnel.recv_message().await {
-                    Ok(bytes) => match message::decode(&bytes) {
-                        Ok(message) => {
-                            if signals.send(Signal::Message(message)).await.is_err() {
-                                return;
-                            }
-                        }
-                        Err(why) => break why,
-                    },
-                    Err(error) => break error.chain(),
-                }
-            };
-            drop(signals.send(Signal::TunnelLost(why)).await);
-        });
-    }
-
-    /// Connects to QEMU and hears its events.
-    pub(super) async fn monitor(&mut self) -> Result<Qmp, String> {
-        if let Some(qmp) = &self.qmp
-            && qmp.ended().is_none()
-        {
-            return Ok(qmp.clone());
-        }
-        let qmp = Qmp::connect(&self.job.qmp, QMP_TIMEOUT).await.map_err(|error| chain(&error))?;
-        let (mut events, signals, process) = (qmp.subscribe(), self.signals.clone(), self.job.process);
-        self.watchers.spawn(async move {
-            loop {
-                match events.next().await {
-                    Ok(event) => {
-                        if signals.send(Signal::Qemu(event.kind)).await.is_err() {
-                            return;
-                        }
-                    }
-                    Err(error) => {
-                        // A monitor that hangs up says nothing about the guest.
-                        let dead = is_dead(process).await;
-                        drop(signals.send(Signal::QemuGone { why: chain(&error), dead }).await);
-                        return;
-                    }
-                }
-            }
-        });
-        self.qmp = Some(qmp.clone());
-        Ok(qmp)
-    }
-
     fn keep_receipts(&self, receipts: &[String]) {
         let text = format!("[{}]\n", receipts.join(",\n"));
         if let Err(error) = self.context.records.keep_receipts(self.job.migration, &text) {
@@ -576,15 +476,6 @@ impl Owner {
         }
         self.publish(Some(Live::default()));
         self.record
-    }
-}
-
-/// Whether QEMU's process has ended, or ends about now.
-async fn is_dead(process: Option<Process>) -> bool {
-    const PATIENCE: Duration = Duration::from_secs(2);
-    match process {
-        Some(process) => process.is_dead_within(PATIENCE).await,
-        None => true,
     }
 }
 

@@ -12,8 +12,9 @@ use session::cutover::SourceEvent;
 use tokio::time::Instant;
 use volume::Generation;
 
+use super::monitor::is_dead;
 use super::warm::fleece;
-use super::{Owner, StepResult, chain, handover, is_dead, mirror};
+use super::{Owner, StepResult, chain, handover, mirror};
 use crate::migrate::message::FromSource;
 use crate::migrate::mode::Mode;
 use crate::migrate::record::Role;

@@ -1,0 +1,80 @@
+//! The connection to the destination: made, lost, made again; what is said and heard over it.
+
+use std::time::Duration;
+
+use tunnel::ChannelTunnel;
+
+use super::{Owner, Signal, recover};
+use crate::migrate::message::{self, FromSource};
+
+/// First and longest pause between attempts to reach the destination again.
+const REDIAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+impl Owner {
+    /// Sends a message.
+    pub(super) async fn tell(&self, message: &FromSource) -> Result<(), String> {
+        let tunnel = self.tunnel.as_ref().ok_or("there is no connection to the destination")?;
+        tunnel.send_message(message::encode(message)?).await.map_err(|error| error.chain())
+    }
+
+    /// Sends a message; without a connection one is made first, and the machine is told when it is there.
+    pub(super) async fn tell_or_redial(&mut self, message: &FromSource) {
+        if let Err(why) = self.tell(message).await {
+            tracing::debug!(%why, "the destination cannot be asked now");
+            self.redial();
+        }
+    }
+
+    pub(super) async fn ask(&mut self) {
+        self.tell_or_redial(&FromSource::Ask {}).await;
+    }
+
+    /// Dials until the destination answers.
+    pub(super) fn redial(&mut self) {
+        if self.redialling {
+            return;
+        }
+        self.redialling = true;
+        let (options, credentials) = (self.job.dial.clone(), self.context.credentials.clone());
+        let (migration, signals) = (self.job.migration, self.signals.clone());
+        let longest = if self.recovery.owes() { recover::REDIAL_WITHIN } else { REDIAL.1 };
+        self.watchers.spawn(async move {
+            let mut pause = REDIAL.0;
+            loop {
+                match tunnel::dial_channels(&options, &credentials, migration).await {
+                    Ok(tunnel) => {
+                        drop(signals.send(Signal::Dialled(Box::new(tunnel))).await);
+                        return;
+                    }
+                    Err(error) => {
+                        tracing::info!(%migration, reason = %error.chain(), "the destination does not answer")
+                    }
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(longest);
+            }
+        });
+    }
+
+    /// Keeps a tunnel and reads its messages.
+    pub(super) fn take_tunnel(&mut self, tunnel: ChannelTunnel) {
+        self.tunnel = Some(tunnel.clone());
+        let signals = self.signals.clone();
+        self.watchers.spawn(async move {
+            let why = loop {
+                match tunnel.recv_message().await {
+                    Ok(bytes) => match message::decode(&bytes) {
+                        Ok(message) => {
+                            if signals.send(Signal::Message(message)).await.is_err() {
+                                return;
+                            }
+                        }
+                        Err(why) => break why,
+                    },
+                    Err(error) => break error.chain(),
+                }
+            };
+            drop(signals.send(Signal::TunnelLost(why)).await);
+        });
+    }
+}
