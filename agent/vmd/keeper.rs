@@ -4,6 +4,7 @@
 //! before QEMU is started and before a fence's files are renamed, so whatever a crash leaves is found and finished.
 
 mod defining;
+mod readiness;
 mod starting;
 
 use std::collections::BTreeMap;

@@ -2,17 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use hypervisor::command_line::{self, PID_FILE, QMP_SOCKET, RESCUE_SOCKET};
 use hypervisor::specification::{Accelerator, DiskTarget, HostNetwork, Start, StartRequest};
 use hypervisor::vmd::{Refusal, RefusalKind, VmStatus};
 
+use super::readiness::{ended, wait};
 use super::{Keeper, failed, hold, refusal, stale};
 use crate::launch::{self, Program};
 use crate::process::Process;
@@ -21,10 +20,6 @@ use crate::{network, place};
 
 /// The folder of sockets in a VM's folder: the only one that the VM's user may write.
 pub(super) const SOCKETS: &str = "run";
-/// How long QEMU may take until it answers: it allocates memory and opens disks. Guessed.
-const START_PATIENCE: Duration = Duration::from_secs(100);
-/// Between two looks.
-const PAUSE: Duration = Duration::from_millis(10);
 
 impl Keeper {
     pub(super) fn start(&self, request: &StartRequest) -> Result<VmStatus, Refusal> {
@@ -207,44 +202,6 @@ pub(super) fn permitted(record: &Record, generation: u64) -> Result<(), Refusal>
     Ok(())
 }
 
-/// Waits until QEMU's QMP server greets: then devices are made and disks open.
-fn wait(socket: &Path, process: &Process, log: &Path) -> Result<(), Refusal> {
-    let deadline = Instant::now() + START_PATIENCE;
-    loop {
-        let lives = process.lives();
-        if greets(socket) {
-            return Ok(());
-        }
-        if !lives {
-            return Err(ended(log));
-        }
-        if Instant::now() > deadline {
-            let why = format!(
-                "QEMU does not answer after {} s; look at it, then stop it",
-                START_PATIENCE.as_secs()
-            );
-            return Err(refusal(RefusalKind::Failed, why));
-        }
-        std::thread::sleep(PAUSE);
-    }
-}
-
-/// The greeting is all that is read. The connection ends with that, so the one place of the server is free again.
-fn greets(socket: &Path) -> bool {
-    let read = || -> io::Result<bool> {
-        let mut stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(PAUSE * 100))?;
-        let mut first = [0; 8];
-        stream.read_exact(&mut first)?;
-        Ok(first == *b"{\"QMP\": ")
-    };
-    read().unwrap_or(false)
-}
-
-fn ended(log: &Path) -> Refusal {
-    refusal(RefusalKind::Failed, format!("QEMU did not come up: {}", launch::last_words(log)))
-}
-
 /// The process that was started with this pid file, when vmd died before it noted its id.
 pub(super) fn find(pid_file: &Path) -> io::Result<Option<Process>> {
     let wanted = pid_file.as_os_str().as_bytes();
@@ -263,6 +220,7 @@ pub(super) fn find(pid_file: &Path) -> io::Result<Option<Process>> {
     }
     Ok(None)
 }
+
 /// Groups through which the VM's user reaches devices: `/dev/kvm`, and for a guest that comes `/dev/userfaultfd`, without
 /// which there is no post-copy (QEMU, `migration/postcopy-ram.c`). A device that is root's alone is not opened to it.
 fn device_groups(request: &StartRequest) -> io::Result<Vec<u32>> {
