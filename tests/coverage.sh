@@ -46,7 +46,7 @@ decoders=(
     "novaferry-agent agent/src/config/file.rs"
     "novaferry-agent agent/src/config/pool.rs"
     "novaferry-agent agent/src/config/units.rs"
-    "novaferry-agent agent/src/pki/name.rs"
+    "novaferry-pki agent/crates/pki/src/name.rs"
 )
 # Runs beside the packages of the decoders.
 replay=novaferry-fuzz

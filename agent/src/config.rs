@@ -29,7 +29,7 @@ use units::ByteSize;
 use vms::{MigrateIn, Vms};
 
 use crate::env;
-use crate::pki::{IdentityPaths, KeyOrigin};
+use pki::{IdentityPaths, KeyOrigin};
 
 /// Where `serve` looks unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/novaferry/agent.toml";

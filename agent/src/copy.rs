@@ -22,8 +22,8 @@ use crate::address::{RemoteAddress, VolumeAddress};
 use crate::credentials;
 use crate::failure::Failure;
 use crate::output::{self, Format, progress, summary::Summary};
-use crate::pki::Identity;
 use crate::{signals, state};
+use pki::Identity;
 
 /// Owner and receiver in the receipt of a copy within this host without an identity.
 const LOCAL: &str = "local";

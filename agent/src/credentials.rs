@@ -3,7 +3,7 @@
 use engine::receipt::ReceiptSigner;
 use tunnel::{Credentials, TunnelError};
 
-use crate::pki::Identity;
+use pki::Identity;
 
 /// For TLS.
 ///

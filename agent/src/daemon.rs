@@ -28,10 +28,10 @@ use crate::config::{self, Config};
 use crate::control::server::ControlSocket;
 use crate::failure::Failure;
 use crate::observe::prometheus::{self, Endpoint, Health, HealthState};
-use crate::pki::{Identity, IdentityWatcher};
 use crate::{credentials, signals, state};
 use meter::Meter;
 use migrations::{Migrations, Shows, With};
+use pki::{Identity, IdentityWatcher};
 use sessions::Sessions;
 
 pub use migrations::Desk;
@@ -85,7 +85,7 @@ pub fn host_name(config: &Config) -> Result<String, Failure> {
 }
 
 fn open_pools(config: &Config) -> Result<Vec<Pool>, Failure> {
-    let names = |peers: &[crate::pki::PeerName]| peers.iter().map(ToString::to_string).collect();
+    let names = |peers: &[pki::PeerName]| peers.iter().map(ToString::to_string).collect();
     let mut pools = Vec::with_capacity(config.pools.len());
     for pool in &config.pools {
         check_folder(pool)?;

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::config::ConfigError;
 use crate::control::ControlError;
 use crate::observe::ObserveError;
-use crate::pki::PkiError;
+use pki::PkiError;
 
 /// How a command ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

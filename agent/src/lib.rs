@@ -2,7 +2,7 @@
 //!
 //! This library is the binary `novaferry-agent`, whose `main` only calls [`cli::run`]: the command line ([`cli`]), what
 //! each command does ([`copy`], [`verify`], [`mod@migrate`], [`daemon`]), the daemon's local socket ([`control`]), what is printed
-//! ([`output`], [`failure`]), names of volumes ([`address`]), certificates ([`pki`]), the configuration file
+//! ([`output`], [`failure`]), names of volumes ([`address`]), the configuration file
 //! ([`config`]), logs, traces and metrics ([`observe`]), and the names of all environment variables ([`mod@env`]).
 
 pub mod address;
@@ -17,7 +17,6 @@ pub mod failure;
 pub mod migrate;
 pub mod observe;
 pub mod output;
-pub mod pki;
 pub mod signals;
 pub mod state;
 pub mod verify;

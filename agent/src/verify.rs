@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::output::{self, Format, bytes, progress};
-use crate::pki::TrustStore;
 use crate::{copy, signals, state};
+use pki::TrustStore;
 
 /// What `verify` was asked for.
 #[derive(Clone, Debug)]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use novaferry_agent::config::{self, Config, Limits};
-use novaferry_agent::pki::KeyOrigin;
+use pki::KeyOrigin;
 
 /// Highest exposure that `systemd-analyze security` may compute: of the agent, which has no privilege, and of vmd, which
 /// starts programs as other users.

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::OutputArg;
 use crate::failure::Failure;
 use crate::output::{self, Format};
-use crate::pki::{
+use pki::{
     self, Authority, CA_DAYS, CertificateReport, CrlReport, InvalidPeerName, IssueOptions, Issued, LEAF_DAYS,
     PeerName, RevokeReport, RevokeTarget, Serial,
 };

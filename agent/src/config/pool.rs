@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use super::error::ConfigError;
 use super::file::FilePool;
 use super::units::ByteSize;
-use crate::pki::{InvalidPeerName, PeerName};
+use pki::{InvalidPeerName, PeerName};
 
 /// Longest pool name in bytes, as for volumes' names.
 const MAX_NAME: usize = 128;

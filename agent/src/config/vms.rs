@@ -7,7 +7,7 @@ use super::error::ConfigError;
 use super::file::{FileMigrateIn, FileVm, FileVms};
 use super::pool::{self, Pool, PoolName};
 use super::units::ByteSize;
-use crate::pki::PeerName;
+use pki::PeerName;
 
 /// NovaCron's folder of VMs.
 const FOLDER: &str = "/var/lib/novacron/vms";

@@ -9,8 +9,8 @@ use engine::receipt::Receipt;
 use engine::transfer::Summary;
 
 use crate::failure::Failure;
-use crate::pki::{Identity, TrustStore, VerifiedPeer};
 use crate::state;
+use pki::{Identity, TrustStore, VerifiedPeer};
 
 /// Checks who signed the receipt and for whom. That it states what was sent, the engine has checked.
 ///

@@ -11,7 +11,7 @@ use wire::{Mode, VolumeFormat};
 use super::{Route, Settings, dialler};
 use crate::failure::Failure;
 use crate::output::{self, Format, bytes};
-use crate::pki::Identity;
+use pki::Identity;
 
 /// What would happen.
 #[derive(Debug, Serialize)]

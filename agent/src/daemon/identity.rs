@@ -10,7 +10,7 @@ use super::meter::Meter;
 use super::migrations::Shows;
 use super::sessions::Sessions;
 use crate::credentials;
-use crate::pki::{Identity, IdentityWatcher, PkiError};
+use pki::{Identity, IdentityWatcher, PkiError};
 
 /// How long before a certificate or list ends the log says so: time for somebody to act after a weekend.
 const NOTICE: Duration = Duration::from_secs(7 * 86_400);

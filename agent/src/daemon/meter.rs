@@ -9,7 +9,7 @@ use wire::Direction;
 
 use super::sessions::{End, Running};
 use crate::observe::names;
-use crate::pki::Identity;
+use pki::Identity;
 
 /// Bytes of an extent.
 const EXTENT: u64 = 1 << 20;

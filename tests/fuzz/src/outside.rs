@@ -2,7 +2,6 @@
 
 use hypervisor::nbd::uri::Uri;
 use novaferry_agent::config::Config;
-use novaferry_agent::pki;
 
 /// The agent's configuration file.
 pub fn config(data: &[u8]) {

@@ -43,6 +43,7 @@ pub const CRATES: &[Row] = &[
     // Frames carry the ids and buffers of `volume`.
     Row { name: "tunnel", folder: "agent/crates/tunnel", uses: Uses::Only(&["volume", "wire"]), pure: false },
     Row { name: "hypervisor", folder: "agent/crates/hypervisor", uses: Uses::Only(&["volume"]), pure: false },
+    Row { name: "pki", folder: "agent/crates/pki", uses: Uses::Only(&[]), pure: false },
     Row {
         name: "engine",
         folder: "agent/crates/engine",
@@ -55,7 +56,7 @@ pub const CRATES: &[Row] = &[
     Row {
         name: "agent",
         folder: "agent",
-        uses: Uses::Only(&["volume", "wire", "reduce", "disk", "tunnel", "hypervisor", "engine"]),
+        uses: Uses::Only(&["volume", "wire", "reduce", "disk", "tunnel", "hypervisor", "pki", "engine"]),
         pure: false,
     },
     Row { name: "bench", folder: "bench", uses: Uses::Anything, pure: false },
@@ -117,28 +118,25 @@ pub const HEAVY: &[Heavy] = &[
         package: "rustls-webpki",
         owners: &[
             owner("tunnel"),
-            also(
-                "agent",
-                "its PKI checks a certificate offline by the same code that checks peers inside TLS",
-            ),
+            also("pki", "checks a certificate offline by the same code that checks peers inside TLS"),
         ],
     },
     Heavy {
         package: "rustls-pki-types",
         owners: &[
             owner("tunnel"),
-            also("agent", "the argument types of rustls-webpki"),
+            also("pki", "the argument types of rustls-webpki"),
             in_tests("engine", "keys for its tunnels"),
         ],
     },
     Heavy {
         package: "x509-parser",
-        owners: &[owner("agent"), also("tunnel", "reads a peer's name from its certificate")],
+        owners: &[owner("pki"), also("tunnel", "reads a peer's name from its certificate")],
     },
     Heavy {
         package: "rcgen",
         owners: &[
-            owner("agent"),
+            owner("pki"),
             in_tests("tunnel", "certificates that no issuer of ours would sign"),
             in_tests("engine", "certificates for its tunnels"),
         ],

@@ -7,7 +7,7 @@ use engine::process::SessionLimits;
 use super::*;
 use crate::control::migration::{Migrate, Mode, Shown};
 use crate::credentials;
-use crate::pki::{Authority, CA_DAYS, Identity, IssueOptions};
+use pki::{Authority, CA_DAYS, Identity, IssueOptions};
 
 /// How often a state is looked at, and how many times, before a test gives up.
 const LOOK: (Duration, u32) = (Duration::from_millis(20), 1500);

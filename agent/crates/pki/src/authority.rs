@@ -6,22 +6,17 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use ed25519_dalek::SigningKey;
-use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
-};
 use rustix::fs::{CWD, RenameFlags};
 use rustls_pki_types::CertificateDer;
 use serde::Serialize;
-use time::OffsetDateTime;
 
+use super::ca::{Ca, Revoked, Subject};
 use super::error::{PkiError, PkiErrorKind};
-use super::keys::{self, CertificateSigner};
 use super::ledger::{Entry, Ledger, Serial, moment};
 use super::name::PeerName;
 use super::report::{self, CertificateReport};
-use super::{BACKDATE, CRL_DAYS, LEAF_DAYS, ca_files, files, host_files};
+use super::request::NewKey;
+use super::{CRL_DAYS, LEAF_DAYS, ca_files, files, host_files, keys};
 
 /// Longest validity that can be asked for: ten years, as long as the CA's own.
 const MAX_DAYS: u32 = 3660;
@@ -91,16 +86,8 @@ pub struct CrlReport {
 #[derive(Debug)]
 pub struct Authority {
     folder: PathBuf,
-    key: SigningKey,
-    certificate: CertificateDer<'static>,
-    certificate_pem: String,
-    not_after: SystemTime,
+    ca: Ca,
     ledger: Ledger,
-}
-
-fn encode(error: rcgen::Error) -> PkiError {
-    PkiError::new(PkiErrorKind::Crypto, "a certificate or list cannot be encoded", "report this as a bug")
-        .caused_by(error)
 }
 
 fn after(now: SystemTime, days: u32) -> SystemTime {
@@ -154,19 +141,14 @@ impl Authority {
     }
 
     fn init_in(folder: &Path, days: u32, now: SystemTime) -> Result<(), PkiError> {
-        let key = keys::generate()?;
-        let mut parameters = CertificateParams::default();
-        // A name of its own: a list is matched to its CA by name.
-        parameters.distinguished_name =
-            common_name(&format!("novaferry local CA {}", files::random_suffix()?));
-        parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        parameters.serial_number = Some(SerialNumber::from_slice(&Serial::random()?.0));
-        parameters.not_before = OffsetDateTime::from(now - BACKDATE);
-        parameters.not_after = OffsetDateTime::from(after(now, days));
-        let certificate = parameters.self_signed(&CertificateSigner::new(&key)).map_err(encode)?;
-        files::write_new(&folder.join(ca_files::KEY), keys::to_pem(&key)?.as_bytes(), files::PRIVATE)?;
-        files::write_new(&folder.join(ca_files::CERTIFICATE), certificate.pem().as_bytes(), files::PUBLIC)?;
+        let ca =
+            Ca::generate("novaferry local", after(now, days).duration_since(now).unwrap_or_default(), now)?;
+        files::write_new(&folder.join(ca_files::KEY), ca.key_pem()?.as_bytes(), files::PRIVATE)?;
+        files::write_new(
+            &folder.join(ca_files::CERTIFICATE),
+            ca.certificate_pem().as_bytes(),
+            files::PUBLIC,
+        )?;
         Ledger::create(&folder.join(ca_files::LEDGER))?;
         Self::open(folder)?.sign_crl(now)?;
         files::sync_folder(folder)
@@ -190,17 +172,9 @@ impl Authority {
         let ledger = Ledger::open(&folder.join(ca_files::LEDGER))?;
         let key = keys::read(&key_path, false)?;
         let path = folder.join(ca_files::CERTIFICATE);
-        let certificate_pem = files::read_text(&path)?;
-        let certificate = report::single_certificate(&certificate_pem, &path)?;
-        let facts = report::Facts::of(&certificate)?;
-        if facts.public_key != key.verifying_key().to_bytes() {
-            return Err(PkiError::new(
-                PkiErrorKind::Mismatch,
-                format!("the key and the certificate in {} do not belong together", folder.display()),
-                "restore both from the same backup",
-            ));
-        }
-        Ok(Self { folder, key, certificate, certificate_pem, not_after: facts.not_after, ledger })
+        let pem = files::read_text(&path)?;
+        let certificate = report::single_certificate(&pem, &path)?;
+        Ok(Self { ca: Ca::of(key, certificate, pem)?, folder, ledger })
     }
 
     /// The CA's folder.
@@ -212,7 +186,7 @@ impl Authority {
     /// The CA's certificate (DER).
     #[must_use]
     pub fn certificate(&self) -> &CertificateDer<'static> {
-        &self.certificate
+        self.ca.certificate()
     }
 
     /// What the CA did so far, oldest first.
@@ -265,12 +239,12 @@ impl Authority {
         now: SystemTime,
     ) -> Result<PathBuf, PkiError> {
         check_days(options.days)?;
-        if after(now, options.days) > self.not_after {
+        if after(now, options.days) > self.ca.not_after() {
             return Err(PkiError::new(
                 PkiErrorKind::Invalid,
                 format!(
                     "the CA's own certificate ends on {}, before {} days are over",
-                    moment::text(self.not_after),
+                    moment::text(self.ca.not_after()),
                     options.days
                 ),
                 "choose fewer --days, or make a new CA",
@@ -303,33 +277,20 @@ impl Authority {
         not_after: SystemTime,
         now: SystemTime,
     ) -> Result<CertificateDer<'static>, PkiError> {
-        let key = keys::generate()?;
-        let text = |value: String| value.try_into().map_err(encode);
-        let mut parameters = CertificateParams::default();
-        parameters.distinguished_name = common_name(name.as_str());
-        parameters.subject_alt_names =
-            vec![SanType::URI(text(name.uri())?), SanType::DnsName(text(name.to_string())?)];
-        parameters.is_ca = IsCa::ExplicitNoCa;
-        parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        parameters.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
-        parameters.serial_number = Some(SerialNumber::from_slice(&serial.0));
-        parameters.not_before = OffsetDateTime::from(now - BACKDATE);
-        parameters.not_after = OffsetDateTime::from(not_after);
-        parameters.use_authority_key_identifier_extension = true;
-        let certificate =
-            parameters.signed_by(&CertificateSigner::new(&key), &self.issuer()?).map_err(encode)?;
+        let key = NewKey::generate()?;
+        let subject = Subject::Host(name.clone());
+        let certificate = self.ca.certify(&subject, &key.public(), serial, now, not_after)?;
         let crl = files::read_text(&self.folder.join(ca_files::CRL))?;
         for (file, content, mode) in [
-            (host_files::KEY, keys::to_pem(&key)?.as_bytes(), files::PRIVATE),
-            (host_files::CERTIFICATE, certificate.pem().as_bytes(), files::PUBLIC),
-            (host_files::CA, self.certificate_pem.as_bytes(), files::PUBLIC),
+            (host_files::KEY, key.pem()?.as_bytes(), files::PRIVATE),
+            (host_files::CERTIFICATE, report::to_pem(&certificate).as_bytes(), files::PUBLIC),
+            (host_files::CA, self.ca.certificate_pem().as_bytes(), files::PUBLIC),
             (host_files::CRL, crl.as_bytes(), files::PUBLIC),
         ] {
             files::write_new(&folder.join(file), content, mode)?;
         }
         files::sync_folder(folder)?;
-        Ok(certificate.der().clone())
+        Ok(certificate)
     }
 
     /// Revokes certificates and signs a new list. Hosts refuse them once they have the list: see
@@ -390,34 +351,15 @@ impl Authority {
         let number = self.ledger.next_crl_number();
         let next_update = after(now, CRL_DAYS);
         self.ledger.append(Entry::Crl { time: now, number, next_update })?;
-        let revoked_certs: Vec<_> = self
-            .ledger
-            .entries()
-            .iter()
-            .filter_map(|entry| match entry {
-                Entry::Revoked { time, serial, .. } => Some(RevokedCertParams {
-                    serial_number: SerialNumber::from_slice(&serial.0),
-                    revocation_time: OffsetDateTime::from(*time),
-                    reason_code: None,
-                    invalidity_date: None,
-                }),
-                _ => None,
-            })
-            .collect();
-        let revoked = revoked_certs.len();
-        let list = CertificateRevocationListParams {
-            this_update: OffsetDateTime::from(now - BACKDATE),
-            next_update: OffsetDateTime::from(next_update),
-            crl_number: SerialNumber::from(number),
-            issuing_distribution_point: None,
-            revoked_certs,
-            key_identifier_method: rcgen::KeyIdMethod::Sha256,
-        }
-        .signed_by(&self.issuer()?)
-        .map_err(encode)?;
+        let revoked = self.ledger.entries().iter().filter_map(|entry| match entry {
+            Entry::Revoked { time, serial, .. } => Some(Revoked { serial: *serial, since: *time }),
+            _ => None,
+        });
+        let revoked: Vec<_> = revoked.collect();
+        let list = self.ca.list(number, &revoked, now, next_update)?;
         let path = self.folder.join(ca_files::CRL);
-        files::replace(&path, list.pem().map_err(encode)?.as_bytes())?;
-        Ok(CrlReport { path, number, next_update, revoked })
+        files::replace(&path, list.as_bytes())?;
+        Ok(CrlReport { path, number, next_update, revoked: revoked.len() })
     }
 
     /// Copies the newest list into hosts' folders, each atomically; daemons there pick it up without a restart.
@@ -432,7 +374,7 @@ impl Authority {
             let path = host.join(host_files::CA);
             if report::certificates(&files::read_text(&path)?, &path)?
                 .iter()
-                .all(|ca| *ca != self.certificate)
+                .all(|ca| ca != self.ca.certificate())
             {
                 return Err(PkiError::new(
                     PkiErrorKind::Mismatch,
@@ -446,16 +388,6 @@ impl Authority {
         }
         Ok(published)
     }
-
-    fn issuer(&self) -> Result<Issuer<'static, CertificateSigner<'_>>, PkiError> {
-        Issuer::from_ca_cert_der(&self.certificate, CertificateSigner::new(&self.key)).map_err(encode)
-    }
-}
-
-fn common_name(name: &str) -> DistinguishedName {
-    let mut distinguished = DistinguishedName::new();
-    distinguished.push(DnType::CommonName, name);
-    distinguished
 }
 
 /// Puts a finished folder in place in one step: into nothing, or in exchange for the old one.

@@ -51,21 +51,40 @@ pub(super) fn read(path: &Path, group_may_read: bool) -> Result<SigningKey, PkiE
     })
 }
 
+/// An Ed25519 public key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PublicKey(pub [u8; 32]);
+
+impl PublicKey {
+    pub(super) fn of(key: &SigningKey) -> Self {
+        Self(key.verifying_key().to_bytes())
+    }
+}
+
+impl rcgen::PublicKeyData for PublicKey {
+    fn der_bytes(&self) -> &[u8] {
+        &self.0
+    }
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        &rcgen::PKCS_ED25519
+    }
+}
+
 /// Lets the certificate writer sign without ever holding the key.
 pub(super) struct CertificateSigner<'a> {
     key: &'a SigningKey,
-    public: [u8; 32],
+    public: PublicKey,
 }
 
 impl<'a> CertificateSigner<'a> {
     pub(super) fn new(key: &'a SigningKey) -> Self {
-        Self { key, public: key.verifying_key().to_bytes() }
+        Self { key, public: PublicKey::of(key) }
     }
 }
 
 impl rcgen::PublicKeyData for CertificateSigner<'_> {
     fn der_bytes(&self) -> &[u8] {
-        &self.public
+        self.public.der_bytes()
     }
     fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
         &rcgen::PKCS_ED25519

@@ -87,23 +87,18 @@ pub(super) mod moment {
     use super::*;
     use serde::de::Error as _;
 
-    pub(in crate::pki) fn text(time: SystemTime) -> String {
+    pub(crate) fn text(time: SystemTime) -> String {
         let time = OffsetDateTime::from(time);
         let seconds = time.replace_nanosecond(0).unwrap_or(time);
         // Years beyond 9999 cannot be written; X.509 does not have them either.
         seconds.format(&Rfc3339).unwrap_or_else(|_| seconds.unix_timestamp().to_string())
     }
 
-    pub(in crate::pki) fn serialize<S: serde::Serializer>(
-        time: &SystemTime,
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: serde::Serializer>(time: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(&text(*time))
     }
 
-    pub(in crate::pki) fn deserialize<'de, D: serde::Deserializer<'de>>(
-        from: D,
-    ) -> Result<SystemTime, D::Error> {
+    pub(crate) fn deserialize<'de, D: serde::Deserializer<'de>>(from: D) -> Result<SystemTime, D::Error> {
         let text = String::deserialize(from)?;
         OffsetDateTime::parse(&text, &Rfc3339).map(SystemTime::from).map_err(D::Error::custom)
     }

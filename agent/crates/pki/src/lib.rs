@@ -13,6 +13,7 @@
 //! read them. Functions take the time as `now`, so that tests need no clock.
 
 mod authority;
+mod ca;
 mod error;
 mod files;
 mod identity;
@@ -20,6 +21,7 @@ mod keys;
 mod ledger;
 mod name;
 mod report;
+mod request;
 mod verify;
 mod watch;
 
@@ -27,11 +29,14 @@ mod watch;
 mod tests;
 
 pub use authority::{Authority, CrlReport, IssueOptions, Issued, RevokeReport, RevokeTarget};
+pub use ca::{COORDINATOR_URI, Ca, Revoked, Subject};
 pub use error::{PkiError, PkiErrorKind};
 pub use identity::{Identity, IdentityPaths, KeyOrigin};
+pub use keys::PublicKey;
 pub use ledger::{Entry, Serial};
 pub use name::{HOST_URI_PREFIX, InvalidPeerName, PeerName, peer_name};
 pub use report::{CertificateReport, CertificateState, show};
+pub use request::{MAX_REQUEST, NewKey, requested_key};
 pub use verify::{TrustStore, Usage, VerifiedPeer};
 pub use watch::IdentityWatcher;
 
