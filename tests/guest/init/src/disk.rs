@@ -16,8 +16,9 @@ use crate::state::State;
 /// The first virtio disk.
 const DEVICE: &str = "/dev/vda";
 
-/// How long a disk may take to appear: the driver has bound it when its module is loaded; devtmpfs is a moment behind.
-const APPEARS: Duration = Duration::from_secs(5);
+/// How long a disk may take to appear: the driver has bound it when its module is loaded; devtmpfs is a moment behind,
+/// which is long on a host with too much to do.
+const APPEARS: Duration = Duration::from_secs(60);
 
 /// Blocks that are read at once when all of the disk is checked: 256 KiB, one request.
 const BATCH: usize = 64;

@@ -19,7 +19,10 @@ fn linux_keeps_memory_and_disk_and_knows_its_disk_again() {
         return;
     };
     let folder = tempfile::tempdir().unwrap();
-    let mut settings = Settings::linux("one", &linux, Options { heartbeat: 50, ..Options::default() });
+    // Each write is flushed before the next. Of those that are not, a QEMU that is killed keeps any: what went to a new
+    // cluster of a qcow2 image is found through a table that QEMU keeps in memory until the flush.
+    let options = Options { heartbeat: 50, disk_writes: 1, ..Options::default() };
+    let mut settings = Settings::linux("one", &linux, options);
     settings.disk.format = Format::Qcow2;
     let mut last = 0;
     for (machine, processors) in [(Machine::Pc, 1), (Machine::Q35, 2)] {
@@ -39,7 +42,8 @@ fn linux_keeps_memory_and_disk_and_knows_its_disk_again() {
         // Killed at any moment, the disk holds exactly what some number of writes makes.
         vm.kill().unwrap();
         let Left::Writes(left) = check(&vm.disk(), Format::Qcow2).unwrap() else { panic!("it has a header") };
-        assert!(left >= said, "{left} writes are left of {said}");
+        // The last one that it told of may not have been flushed.
+        assert!(left + 1 >= said, "{left} writes are left of {said}");
         last = left;
     }
 }
