@@ -284,6 +284,47 @@ mod tests {
     }
 
     #[test]
+    fn what_is_signed_is_fixed() {
+        let text = "novaferry receipt, to be signed\nversion=\"1\"\nvolume=\"fast/web-1\"\nsize=\"1073741824\"\n";
+        assert!(body().signed_text().starts_with(text), "{}", body().signed_text());
+        let words = [
+            (ReceiptMode::from(wire::Mode::Create), "create"),
+            (ReceiptMode::from(wire::Mode::ResyncTrusted), "resync-trusted"),
+            (ReceiptMode::from(wire::Mode::ResyncFull), "resync-full"),
+            (ReceiptMode::Live, "live"),
+            (ReceiptMode::Warm, "warm"),
+            (ReceiptMode::Cold, "cold"),
+        ];
+        for (mode, word) in words {
+            let text = Body { mode, ..body() }.signed_text();
+            assert!(text.contains(&format!("\nmode={word:?}\nverified=\"sink\"\n")), "{text}");
+            assert_eq!(serde_json::to_value(mode).unwrap(), word);
+        }
+        let readback = Body { verified: Verified::Readback, ..body() };
+        assert!(readback.signed_text().contains("\nverified=\"readback\"\n"));
+    }
+
+    #[test]
+    fn what_is_no_receipt_of_ours_is_refused() {
+        let unsigned = Receipt::issue(body(), None);
+        assert!(!unsigned.is_signed() && !unsigned.verify_signature(&[0; 32]));
+        assert_eq!(Receipt::parse(&unsigned.to_json()).unwrap(), unsigned);
+        let refused = |bytes: &[u8]| Receipt::parse(bytes).unwrap_err().to_string();
+        assert!(refused(b"{}").contains("no receipt"));
+        assert!(refused(&vec![b' '; wire::control::MAX_RECEIPT + 1]).contains("longer"));
+        let newer = Receipt { body: Body { version: 2, ..body() }, ..unsigned };
+        assert!(refused(&newer.to_json()).contains("version 2"));
+        let signer = ReceiptSigner::new(SigningKey::from_bytes(&[5; 32]), String::new(), "host-b".to_owned());
+        assert_eq!((signer.name(), format!("{signer:?}").as_str()), ("host-b", "ReceiptSigner(host-b)"));
+        let public = SigningKey::from_bytes(&[5; 32]).verifying_key().to_bytes();
+        let signed = Receipt::issue(body(), Some(&signer));
+        assert!(signed.is_signed() && signed.verify_signature(&public));
+        for signature in ["", "zz", &"z".repeat(128), &"é".repeat(64), &signed.signature[2..]] {
+            assert!(!Receipt { signature: signature.to_owned(), ..signed.clone() }.verify_signature(&public));
+        }
+    }
+
+    #[test]
     fn a_line_break_in_a_value_cannot_stand_for_another_field() {
         let mut forged = body();
         forged.volume = "a\nsize=\"5\"".to_owned();

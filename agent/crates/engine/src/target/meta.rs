@@ -158,13 +158,64 @@ impl Meta {
 
 #[cfg(test)]
 mod tests {
+    use volume::{ByteLen, Generation, SessionId};
+
     use super::*;
+
+    fn request(session: u8, mode: Mode) -> Request {
+        Request {
+            owner: "host-a".to_owned(),
+            session: SessionId([session; 16]),
+            mode,
+            format: VolumeFormat::Qcow2,
+            size: ByteLen(4096),
+            generation: Generation(0),
+            remembered_key: KeyId([0; 16]),
+        }
+    }
+
+    #[test]
+    fn a_record_tells_what_lies_in_the_file() {
+        let new = Meta::new(&request(1, Mode::Create), KeyId([7; 16]));
+        assert_eq!((new.state, new.resync, new.format), (State::Receiving, false, Format::Qcow2));
+        let mut meta = new.clone();
+        meta.begin(&request(2, Mode::Create));
+        assert_eq!((meta.resync, meta.session.as_str()), (false, "02".repeat(16).as_str()), "still nothing old");
+        let stamp = Stamp { inode: 5, size: 4096, modified: 1, modified_nanos: 2 };
+        meta.seal(Root([9; 32]), Some(stamp));
+        assert_eq!((meta.state, meta.resync, meta.stamp), (State::Sealed, false, Some(stamp)));
+        assert_eq!(meta.root.as_deref(), Some("09".repeat(32).as_str()));
+        assert_eq!(Meta::parse(&meta.to_json()).unwrap(), meta);
+        // Over a sealed copy there are old bytes, also for those who come after one that did not finish.
+        meta.begin(&request(3, Mode::Create));
+        assert_eq!((meta.state, meta.resync, meta.root.is_none()), (State::Receiving, true, true));
+        meta.begin(&request(4, Mode::Create));
+        assert!(meta.resync);
+        assert!(Meta::new(&request(1, Mode::ResyncFull), KeyId([7; 16])).resync);
+        assert_eq!(Format::from(VolumeFormat::Raw).as_str(), "raw");
+        assert_eq!(Format::Qcow2.as_str(), "qcow2");
+    }
+
+    #[test]
+    fn records_of_this_version_are_read_as_they_were_written() {
+        let text = r#"{"version":1,"owner":"host-a","session":"s","generation":3,"size":4096,"key_id":"k",
+            "format":"raw","state":"sealed","resync":false,"root":"r",
+            "stamp":{"inode":5,"size":4096,"modified":1,"modified_nanos":2}}"#;
+        let meta = Meta::parse(text.as_bytes()).unwrap();
+        assert_eq!((meta.generation, meta.format, meta.state), (3, Format::Raw, State::Sealed));
+        assert_eq!((meta.root.as_deref(), meta.device), (Some("r"), None));
+        let newer = text.replace("\"version\":1", "\"version\":2");
+        assert_eq!(Meta::parse(newer.as_bytes()).unwrap_err(), "version 2 is unknown");
+    }
 
     #[test]
     fn a_damaged_or_newer_record_is_refused_and_says_where() {
         let folder = tempfile::tempdir().unwrap();
         let sidecar = Folder::open(folder.path()).unwrap();
         assert_eq!(Meta::load(&sidecar, "meta").unwrap(), None);
+        let meta = Meta::new(&request(1, Mode::Create), KeyId([7; 16]));
+        meta.store(&sidecar, "meta").unwrap();
+        assert_eq!(Meta::load(&sidecar, "meta").unwrap(), Some(meta));
         for bad in [&b"{"[..], b"[]", b"\xff"] {
             sidecar.replace("meta", bad).unwrap();
             let error = Meta::load(&sidecar, "meta").unwrap_err().to_string();
