@@ -50,6 +50,7 @@ pub const CRATES: &[Row] = &[
         uses: Uses::Only(&["volume", "wire", "reduce", "disk", "session", "tunnel", "hypervisor"]),
         pure: false,
     },
+    Row { name: "control-api", folder: "agent/crates/control-api", uses: Uses::Only(&[]), pure: false },
     // The binary chooses the backends and endpoints (`disk`, `tunnel`), names volumes, and hands them to the engine.
     // `wire` and `reduce` are here for what the engine's options and refusals are made of (mode, format, level, fail
     // code). It has no business with `session`.
@@ -59,6 +60,8 @@ pub const CRATES: &[Row] = &[
         uses: Uses::Only(&["volume", "wire", "reduce", "disk", "tunnel", "hypervisor", "pki", "engine"]),
         pure: false,
     },
+    Row { name: "model", folder: "coordinator/crates/model", uses: Uses::Only(&[]), pure: true },
+    Row { name: "store", folder: "coordinator/crates/store", uses: Uses::Only(&["model"]), pure: false },
     Row { name: "bench", folder: "bench", uses: Uses::Anything, pure: false },
     Row { name: "e2e", folder: "tests/e2e", uses: Uses::Anything, pure: false },
     Row { name: "fuzz", folder: "tests/fuzz", uses: Uses::Anything, pure: false },
@@ -105,14 +108,31 @@ const fn in_tests(name: &'static str, reason: &'static str) -> Owner {
 pub const HEAVY: &[Heavy] = &[
     Heavy {
         package: "tokio",
-        owners: &[owner("engine"), owner("disk"), owner("tunnel"), owner("hypervisor"), owner("agent")],
+        owners: &[
+            owner("engine"),
+            owner("disk"),
+            owner("tunnel"),
+            owner("hypervisor"),
+            owner("agent"),
+            owner("control-api"),
+            owner("store"),
+        ],
     },
     Heavy { package: "tokio-uring", owners: &[owner("disk")] },
     Heavy { package: "libc", owners: &[owner("disk")] },
     Heavy { package: "quinn", owners: &[owner("tunnel")] },
     Heavy { package: "quinn-proto", owners: &[owner("tunnel")] },
-    Heavy { package: "rustls", owners: &[owner("tunnel")] },
-    Heavy { package: "tokio-rustls", owners: &[owner("tunnel")] },
+    Heavy { package: "rustls", owners: &[owner("tunnel"), also("control-api", "dials the coordinator")] },
+    Heavy {
+        package: "tokio-rustls",
+        owners: &[owner("tunnel"), also("control-api", "dials the coordinator")],
+    },
+    Heavy { package: "tonic", owners: &[owner("control-api")] },
+    Heavy {
+        package: "prost",
+        owners: &[owner("control-api"), in_tests("agent", "reads what it exports over OTLP")],
+    },
+    Heavy { package: "sqlx", owners: &[owner("store")] },
     Heavy { package: "socket2", owners: &[owner("tunnel")] },
     Heavy {
         package: "rustls-webpki",
@@ -126,6 +146,7 @@ pub const HEAVY: &[Heavy] = &[
         owners: &[
             owner("tunnel"),
             also("pki", "the argument types of rustls-webpki"),
+            also("control-api", "keys and chains of its TLS"),
             in_tests("engine", "keys for its tunnels"),
         ],
     },

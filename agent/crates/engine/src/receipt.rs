@@ -285,7 +285,8 @@ mod tests {
 
     #[test]
     fn what_is_signed_is_fixed() {
-        let text = "novaferry receipt, to be signed\nversion=\"1\"\nvolume=\"fast/web-1\"\nsize=\"1073741824\"\n";
+        let text =
+            "novaferry receipt, to be signed\nversion=\"1\"\nvolume=\"fast/web-1\"\nsize=\"1073741824\"\n";
         assert!(body().signed_text().starts_with(text), "{}", body().signed_text());
         let words = [
             (ReceiptMode::from(wire::Mode::Create), "create"),

@@ -180,7 +180,11 @@ mod tests {
         assert_eq!((new.state, new.resync, new.format), (State::Receiving, false, Format::Qcow2));
         let mut meta = new.clone();
         meta.begin(&request(2, Mode::Create));
-        assert_eq!((meta.resync, meta.session.as_str()), (false, "02".repeat(16).as_str()), "still nothing old");
+        assert_eq!(
+            (meta.resync, meta.session.as_str()),
+            (false, "02".repeat(16).as_str()),
+            "still nothing old"
+        );
         let stamp = Stamp { inode: 5, size: 4096, modified: 1, modified_nanos: 2 };
         meta.seal(Root([9; 32]), Some(stamp));
         assert_eq!((meta.state, meta.resync, meta.stamp), (State::Sealed, false, Some(stamp)));

@@ -1,0 +1,71 @@
+//! Hosts, and what they say of themselves.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::Name;
+
+/// A host of the fleet.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Host {
+    /// The name in its certificate.
+    pub name: Name,
+    /// Where it stands.
+    pub site: Name,
+    /// When it joined first.
+    pub joined: Timestamp,
+    /// When its certificates were revoked, if they were.
+    pub revoked: Option<Timestamp>,
+    /// When it was heard of last.
+    pub seen: Option<Timestamp>,
+    /// What it said last.
+    pub observed: Option<Observed>,
+}
+
+/// What a host says of itself.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Observed {
+    /// Release of its agent.
+    pub version: String,
+    /// `HOST:PORT` at which other agents reach it, best first.
+    pub addresses: Vec<String>,
+    /// Logical processors.
+    pub processors: u32,
+    /// RAM.
+    pub memory_bytes: u64,
+    /// RAM that could be given to a VM.
+    pub memory_available_bytes: u64,
+    /// The processor's model, as `/proc/cpuinfo` has it.
+    pub processor: String,
+    /// It has `/dev/kvm`.
+    pub kvm: bool,
+    /// Where disks can be put.
+    pub pools: Vec<Pool>,
+    /// Its virtual machines.
+    pub vms: Vec<Vm>,
+}
+
+/// Where disks can be put.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Pool {
+    /// Its name on that host.
+    pub name: String,
+    /// Bytes that are free.
+    pub free_bytes: u64,
+}
+
+/// A virtual machine on a host.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Vm {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// `running`, `suspended` or `stopped`.
+    pub state: String,
+    /// How it can be moved: `live`, `cold-or-warm`, `not-yet` or `stopped`.
+    pub access: String,
+    /// Why it cannot be moved live; empty if it can.
+    pub reason: String,
+}

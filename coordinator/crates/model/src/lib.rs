@@ -1,0 +1,10 @@
+//! What the coordinator knows and decides upon, as values: no I/O, no clock, no randomness.
+
+pub mod access;
+pub mod audit;
+pub mod host;
+pub mod migration;
+pub mod name;
+
+pub use jiff::Timestamp;
+pub use name::Name;

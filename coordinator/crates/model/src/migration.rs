@@ -1,0 +1,387 @@
+//! One VM that moves, as the coordinator sees it: what was asked, what both hosts say, and what follows from that.
+//!
+//! The hosts decide who may run the VM (`session::cutover` in the agent). The coordinator starts them, watches, and passes
+//! on what operators wish: its state is a reading of theirs, so that losing the coordinator loses nothing.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::Name;
+
+/// How a VM moves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// It runs on while its disks and its memory travel.
+    #[default]
+    Live,
+    /// Its disks travel while it runs; then it is shut down and boots at the destination.
+    Warm,
+    /// It is off.
+    Cold,
+}
+
+/// What was asked for beside the VM and its new host.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// How.
+    pub mode: Mode,
+    /// Longest pause of the guest, milliseconds; the agent's own default if none.
+    pub max_downtime_ms: Option<u64>,
+    /// Bytes a second.
+    pub limit: Option<u64>,
+    /// Keep the source's copy until an operator gives it up.
+    pub hold: bool,
+    /// Find out what stands against it, and change nothing.
+    pub dry_run: bool,
+}
+
+/// What is to become of a migration.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Wish {
+    /// It is to go on to its end.
+    #[default]
+    Arrive,
+    /// It is to be undone, if the permit has not left.
+    Cancel,
+    /// The source's copy is to be given up.
+    Finalise,
+    /// It is to be undone even when the guest runs at the destination: what it did there is lost.
+    TakeBack,
+    /// Doubt is to end in favour of the source; an operator has made sure that the destination is off.
+    KeepSource,
+    /// Doubt is to end in favour of the destination; an operator has made sure that the source is off.
+    KeepDestination,
+}
+
+/// What a host says of its part.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Progress {
+    /// The state's name in the agent's machine.
+    pub state: String,
+    /// Nobody works on it there any more.
+    pub over: bool,
+    /// Fencing number of the VM.
+    pub generation: u64,
+    /// Disk bytes in step.
+    pub disk_done: u64,
+    /// Disk bytes in all.
+    pub disk_total: u64,
+    /// RAM that was not sent in this round.
+    pub ram_remaining: u64,
+    /// RAM in all.
+    pub ram_total: u64,
+    /// Bytes a second.
+    pub rate: u64,
+    /// The pause that is expected now, milliseconds.
+    pub expected_downtime_ms: u64,
+    /// The agent's report: forecast, figures, findings.
+    pub report: serde_json::Value,
+}
+
+/// Where a migration stands.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// The source has not heard of it.
+    Queued,
+    /// It is prepared, or data travels; the guest is where it was.
+    Moving,
+    /// The guest pauses, and both hosts agree on who runs it.
+    CuttingOver,
+    /// The guest runs at the destination, and is looked at.
+    Proving,
+    /// The guest runs at the destination; the source keeps its copy until an operator gives it up.
+    Held,
+    /// It is being undone.
+    Undoing,
+    /// Contact was lost after the permit left: nothing starts by itself.
+    InDoubt,
+    /// The guest ran at the destination and died there; an operator must choose a copy.
+    DestinationLost,
+    /// The guest runs at the destination, for good; both hosts say so.
+    Completed,
+    /// The guest is where it was.
+    Undone,
+    /// The guest runs nowhere; the source's disks are the truth.
+    Stopped,
+    /// The guest ran at the destination, and is lost; what is left is its disks there.
+    Lost,
+    /// The source would not begin.
+    Refused,
+    /// Nothing was changed: it was only asked what would be.
+    Rehearsed,
+}
+
+impl State {
+    /// Nothing will happen any more.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        matches!(
+            self,
+            Self::Completed | Self::Undone | Self::Stopped | Self::Lost | Self::Refused | Self::Rehearsed
+        )
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Moving => "moving",
+            Self::CuttingOver => "cutting-over",
+            Self::Proving => "proving",
+            Self::Held => "held",
+            Self::Undoing => "undoing",
+            Self::InDoubt => "in-doubt",
+            Self::DestinationLost => "destination-lost",
+            Self::Completed => "completed",
+            Self::Undone => "undone",
+            Self::Stopped => "stopped",
+            Self::Lost => "lost",
+            Self::Refused => "refused",
+            Self::Rehearsed => "rehearsed",
+        }
+    }
+}
+
+/// A migration.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Migration {
+    /// 32 hexadecimal digits, the same at both hosts.
+    pub id: String,
+    /// The VM's id.
+    pub vm: String,
+    /// Where it was.
+    pub source: Name,
+    /// Where it goes.
+    pub destination: Name,
+    /// What was asked for.
+    pub options: Options,
+    /// What is to become of it.
+    pub wish: Wish,
+    /// Who asked for it.
+    pub by: String,
+    /// When.
+    pub created: Timestamp,
+    /// When its state changed last.
+    pub changed: Timestamp,
+    /// Where it stands.
+    pub state: State,
+    /// What the source said last.
+    pub at_source: Option<Progress>,
+    /// What the destination said last.
+    pub at_destination: Option<Progress>,
+    /// Why the source would not begin.
+    pub refusal: Option<String>,
+}
+
+/// A wish that has no place in the state that a migration is in.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("migration {id} is {}: {why}", state.as_str())]
+pub struct Unfitting {
+    /// Which.
+    pub id: String,
+    /// Where it stands.
+    pub state: State,
+    /// Why not, and what to do.
+    pub why: &'static str,
+}
+
+impl Migration {
+    /// Where it stands, by what both hosts said.
+    #[must_use]
+    pub fn read(&self) -> State {
+        use State as S;
+        if self.refusal.is_some() {
+            return S::Refused;
+        }
+        let Some(source) = &self.at_source else { return S::Queued };
+        let there = self.at_destination.as_ref().map(|progress| progress.state.as_str());
+        // The source gives its copy up after the destination's proof. A source that says so alone is not believed.
+        let runs_there = matches!(there, Some("running" | "finalised"));
+        match source.state.as_str() {
+            "preparing" if self.options.dry_run && source.over => S::Rehearsed,
+            "preparing" | "mirroring" | "pre-copy" => S::Moving,
+            "paused" | "fencing" | "permitting" => S::CuttingOver,
+            "in-doubt" => S::InDoubt,
+            "running" => S::Proving,
+            "proven" if runs_there && self.options.hold && self.wish != Wish::Finalise => S::Held,
+            "finalised" if runs_there => S::Completed,
+            "proven" | "finalised" => S::Proving,
+            "destination-lost" => S::DestinationLost,
+            "taking-back" | "undoing" => S::Undoing,
+            "rolled-back" => S::Undone,
+            "stopped" => S::Stopped,
+            "lost" => S::Lost,
+            // A newer agent's word: it works on it, or does not.
+            _ if source.over => S::InDoubt,
+            _ => S::Moving,
+        }
+    }
+
+    /// Takes in a wish.
+    ///
+    /// # Errors
+    /// When it has no place in this state.
+    pub fn wish(&mut self, wish: Wish) -> Result<(), Unfitting> {
+        use State as S;
+        let fits = match wish {
+            Wish::Arrive => Err("it goes on by itself"),
+            Wish::Cancel => match self.state {
+                S::Queued | S::Moving | S::CuttingOver | S::Undoing => Ok(()),
+                S::Held => Err("the guest runs at the destination; roll it back, or migrate it back"),
+                S::InDoubt | S::DestinationLost => Err("resolve it"),
+                _ => Err("it cannot be undone any more; migrate the VM back"),
+            },
+            Wish::Finalise => match self.state {
+                S::Held | S::Proving => Ok(()),
+                _ => Err("only a move whose guest runs at the destination can be finalised"),
+            },
+            Wish::TakeBack => match self.state {
+                S::Held | S::Proving => Ok(()),
+                S::Queued | S::Moving | S::CuttingOver => Err("the guest has not left; cancel it"),
+                _ => Err("only a move that is held can be rolled back"),
+            },
+            Wish::KeepSource | Wish::KeepDestination => match self.state {
+                S::InDoubt | S::DestinationLost => Ok(()),
+                _ => Err("there is no doubt to end"),
+            },
+        };
+        match fits {
+            Ok(()) => {
+                self.wish = wish;
+                Ok(())
+            }
+            Err(why) => Err(Unfitting { id: self.id.clone(), state: self.state, why }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn migration(source: Option<(&str, bool)>, destination: Option<&str>) -> Migration {
+        let progress = |state: &str, over| Progress { state: state.to_owned(), over, ..Progress::default() };
+        let mut migration = Migration {
+            id: "ab".repeat(16),
+            vm: "web-1".to_owned(),
+            source: "host-a".parse().unwrap(),
+            destination: "host-b".parse().unwrap(),
+            options: Options::default(),
+            wish: Wish::Arrive,
+            by: "token:1".to_owned(),
+            created: Timestamp::UNIX_EPOCH,
+            changed: Timestamp::UNIX_EPOCH,
+            state: State::Queued,
+            at_source: source.map(|(state, over)| progress(state, over)),
+            at_destination: destination.map(|state| progress(state, false)),
+            refusal: None,
+        };
+        migration.state = migration.read();
+        migration
+    }
+
+    #[test]
+    fn the_state_is_read_from_both_hosts() {
+        use State as S;
+        for (source, destination, state) in [
+            (None, None, S::Queued),
+            (Some(("preparing", false)), None, S::Moving),
+            (Some(("mirroring", false)), Some("receiving"), S::Moving),
+            (Some(("pre-copy", false)), Some("receiving"), S::Moving),
+            (Some(("paused", false)), Some("receiving"), S::CuttingOver),
+            (Some(("permitting", false)), Some("permitted"), S::CuttingOver),
+            (Some(("in-doubt", false)), Some("running"), S::InDoubt),
+            (Some(("running", false)), Some("running"), S::Proving),
+            (Some(("finalised", true)), Some("finalised"), S::Completed),
+            (Some(("finalised", true)), Some("running"), S::Completed),
+            (Some(("rolled-back", true)), Some("discarded"), S::Undone),
+            (Some(("stopped", true)), None, S::Stopped),
+            (Some(("lost", true)), Some("lost"), S::Lost),
+            (Some(("destination-lost", false)), Some("died"), S::DestinationLost),
+            (Some(("taking-back", false)), Some("revoking"), S::Undoing),
+            (Some(("a-newer-word", false)), None, S::Moving),
+            (Some(("a-newer-word", true)), None, S::InDoubt),
+        ] {
+            assert_eq!(migration(source, destination).state, state, "{source:?} {destination:?}");
+        }
+    }
+
+    #[test]
+    fn one_host_alone_is_not_believed_that_it_is_done() {
+        for liar in ["proven", "finalised"] {
+            for there in [None, Some("receiving"), Some("discarded"), Some("permitted")] {
+                assert_eq!(migration(Some((liar, true)), there).state, State::Proving, "{liar} {there:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_copy_is_held_until_it_is_given_up() {
+        let mut held = migration(Some(("proven", false)), Some("running"));
+        assert_eq!(held.state, State::Proving, "it will be given up");
+        held.options.hold = true;
+        held.state = held.read();
+        assert_eq!(held.state, State::Held);
+        held.wish(Wish::Cancel).unwrap_err();
+        held.wish(Wish::Finalise).unwrap();
+        assert_eq!(held.read(), State::Proving);
+    }
+
+    #[test]
+    fn rehearsals_and_refusals_end() {
+        let mut rehearsed = migration(Some(("preparing", true)), None);
+        rehearsed.options.dry_run = true;
+        assert_eq!(rehearsed.read(), State::Rehearsed);
+        let mut refused = migration(None, None);
+        refused.refusal = Some("there is no such VM".to_owned());
+        assert_eq!(refused.read(), State::Refused);
+    }
+
+    #[test]
+    fn wishes_have_their_place() {
+        use State as S;
+        let all = [
+            S::Queued,
+            S::Moving,
+            S::CuttingOver,
+            S::Proving,
+            S::Held,
+            S::Undoing,
+            S::InDoubt,
+            S::DestinationLost,
+            S::Completed,
+            S::Undone,
+            S::Stopped,
+            S::Lost,
+            S::Refused,
+            S::Rehearsed,
+        ];
+        let where_it_fits = |wish: Wish| -> Vec<State> {
+            let mut migration = migration(None, None);
+            all.into_iter()
+                .filter(|state| {
+                    migration.state = *state;
+                    let before = migration.wish;
+                    let fits = migration.wish(wish).is_ok();
+                    assert!(fits || migration.wish == before);
+                    fits
+                })
+                .collect()
+        };
+        assert_eq!(where_it_fits(Wish::Cancel), [S::Queued, S::Moving, S::CuttingOver, S::Undoing]);
+        assert_eq!(where_it_fits(Wish::Finalise), [S::Proving, S::Held]);
+        assert_eq!(where_it_fits(Wish::TakeBack), [S::Proving, S::Held]);
+        assert_eq!(where_it_fits(Wish::KeepSource), [S::InDoubt, S::DestinationLost]);
+        assert_eq!(where_it_fits(Wish::KeepDestination), [S::InDoubt, S::DestinationLost]);
+        assert_eq!(where_it_fits(Wish::Arrive), []);
+        for state in all {
+            assert_eq!(serde_json::to_value(state).unwrap(), state.as_str());
+        }
+    }
+}

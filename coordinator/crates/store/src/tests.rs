@@ -1,0 +1,311 @@
+use std::sync::Arc;
+
+use model::access::Role;
+use model::audit::Deed;
+use model::host::{Observed, Vm};
+use model::migration::{Migration, Options, Progress, State, Wish};
+use model::{Name, Timestamp};
+
+use super::*;
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + seconds).unwrap()
+}
+
+fn deed(seconds: i64, action: &str, subject: &str) -> Deed {
+    Deed {
+        at: at(seconds),
+        actor: "token:1".to_owned(),
+        action: action.to_owned(),
+        subject: subject.to_owned(),
+        outcome: "done".to_owned(),
+        detail: String::new(),
+    }
+}
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn certificate(serial: &str, host: &str) -> Certificate {
+    Certificate { serial: serial.to_owned(), host: name(host), not_after: at(86_400) }
+}
+
+fn migration(number: u32, vm: &str) -> Migration {
+    Migration {
+        id: format!("{number:032x}"),
+        vm: vm.to_owned(),
+        source: name("host-a"),
+        destination: name("host-b"),
+        options: Options::default(),
+        wish: Wish::Arrive,
+        by: "token:1".to_owned(),
+        created: at(i64::from(number)),
+        changed: at(i64::from(number)),
+        state: State::Queued,
+        at_source: None,
+        at_destination: None,
+        refusal: None,
+    }
+}
+
+async fn store() -> (tempfile::TempDir, Store) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).await.unwrap();
+    (folder, store)
+}
+
+async fn invite(store: &Store, digest: &str, host: Option<&str>) {
+    let grant = JoinGrant { site: name("berlin"), host: host.map(name), expires: at(3600) };
+    store.invite(digest, &grant, deed(0, "invite-host", "berlin")).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_kept_is_there_after_a_restart_and_one_process_has_it() {
+    let (folder, store) = store().await;
+    store.set_facts(&[("ca", "one"), ("list", "7")]).await.unwrap();
+    store.set_facts(&[("ca", "two")]).await.unwrap();
+    assert_eq!(Store::open(folder.path()).await.unwrap_err().kind(), StoreErrorKind::Busy);
+    store.close().await;
+    drop(store);
+    let store = Store::open(folder.path()).await.unwrap();
+    assert_eq!(store.fact("ca").await.unwrap().as_deref(), Some("two"));
+    assert_eq!(store.fact("list").await.unwrap().as_deref(), Some("7"));
+    assert_eq!(store.fact("other").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_database_of_a_newer_release_is_refused() {
+    let (folder, store) = store().await;
+    let text = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+                VALUES (9999, 'newer', TRUE, x'00', 0)";
+    sqlx::query(text).execute(&store.writer).await.unwrap();
+    store.close().await;
+    drop(store);
+    assert_eq!(Store::open(folder.path()).await.unwrap_err().kind(), StoreErrorKind::Newer);
+}
+
+#[tokio::test]
+async fn a_join_token_lets_one_host_in_once() {
+    let (_folder, store) = store().await;
+    invite(&store, "aa", None).await;
+    let join = |digest: &'static str, serial: &'static str, host: &'static str, seconds| {
+        let store = &store;
+        async move { store.join(digest, &certificate(serial, host), deed(seconds, "join", host)).await }
+    };
+    assert_eq!(join("ab", "01", "host-a", 1).await.unwrap_err().kind(), StoreErrorKind::Denied);
+    assert_eq!(join("aa", "01", "host-a", 1).await.unwrap().site, name("berlin"));
+    assert_eq!(join("aa", "02", "host-b", 2).await.unwrap_err().kind(), StoreErrorKind::Denied, "used");
+    invite(&store, "ac", None).await;
+    assert_eq!(join("ac", "03", "host-b", 3600).await.unwrap_err().kind(), StoreErrorKind::Denied, "too old");
+    invite(&store, "ad", Some("host-c")).await;
+    assert_eq!(join("ad", "04", "host-b", 1).await.unwrap_err().kind(), StoreErrorKind::Denied, "another's");
+    join("ad", "04", "host-c", 1).await.unwrap();
+    let hosts = store.hosts().await.unwrap();
+    assert_eq!(hosts.iter().map(|host| host.name.as_str()).collect::<Vec<_>>(), ["host-a", "host-c"]);
+    // What was refused left no certificate and no entry.
+    assert!(!store.is_good_certificate("02").await.unwrap());
+    assert_eq!(store.verify_audit().await.unwrap().0, 5);
+}
+
+#[tokio::test]
+async fn tokens_used_at_the_same_time_let_one_in() {
+    let (_folder, store) = store().await;
+    invite(&store, "aa", None).await;
+    let store = Arc::new(store);
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..8 {
+        let store = Arc::clone(&store);
+        tasks.spawn(async move {
+            let host = format!("host-{number}");
+            store
+                .join("aa", &certificate(&format!("{number:02}"), &host), deed(1, "join", &host))
+                .await
+                .is_ok()
+        });
+    }
+    assert_eq!(tasks.join_all().await.into_iter().filter(|joined| *joined).count(), 1);
+    assert_eq!(store.hosts().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_revoked_host_stays_out() {
+    let (_folder, store) = store().await;
+    invite(&store, "aa", None).await;
+    store.join("aa", &certificate("01", "host-a"), deed(1, "join", "host-a")).await.unwrap();
+    store.renew(&certificate("02", "host-a"), deed(2, "renew", "host-a")).await.unwrap();
+    assert!(store.is_good_certificate("02").await.unwrap());
+    let unknown = store.renew(&certificate("03", "host-b"), deed(2, "renew", "host-b")).await;
+    assert_eq!(unknown.unwrap_err().kind(), StoreErrorKind::Denied);
+    store.revoke_host(&name("host-a"), deed(3, "revoke-host", "host-a")).await.unwrap();
+    store.revoke_host(&name("host-a"), deed(4, "revoke-host", "host-a")).await.unwrap();
+    let unknown = store.revoke_host(&name("host-b"), deed(4, "revoke-host", "host-b")).await;
+    assert_eq!(unknown.unwrap_err().kind(), StoreErrorKind::NotFound);
+    let since = at(3);
+    let list = store.revoked_certificates(at(5)).await.unwrap();
+    let expected = ["01", "02"].map(|serial| RevokedCertificate { serial: serial.to_owned(), since });
+    assert_eq!(list, expected);
+    assert_eq!(store.revoked_certificates(at(86_400)).await.unwrap(), [], "over by themselves");
+    assert!(!store.is_good_certificate("01").await.unwrap());
+    let again = store.renew(&certificate("03", "host-a"), deed(5, "renew", "host-a")).await;
+    assert_eq!(again.unwrap_err().kind(), StoreErrorKind::Denied);
+    invite(&store, "ab", None).await;
+    let again = store.join("ab", &certificate("03", "host-a"), deed(5, "join", "host-a")).await;
+    assert_eq!(again.unwrap_err().kind(), StoreErrorKind::Conflict);
+}
+
+#[tokio::test]
+async fn hosts_are_known_by_what_they_say() {
+    let (_folder, store) = store().await;
+    invite(&store, "aa", None).await;
+    store.join("aa", &certificate("01", "host-a"), deed(1, "join", "host-a")).await.unwrap();
+    let vm = Vm {
+        id: "web-1".to_owned(),
+        name: "<b>'; DROP TABLE hosts; --".to_owned(),
+        state: "running".to_owned(),
+        access: "live".to_owned(),
+        reason: String::new(),
+    };
+    let observed = Observed { version: "0.1.0".to_owned(), vms: vec![vm], ..Observed::default() };
+    store.observe(&name("host-a"), &observed, at(5)).await.unwrap();
+    store.saw(&[(name("host-a"), at(9)), (name("nobody"), at(9))]).await.unwrap();
+    let host = store.host(&name("host-a")).await.unwrap();
+    assert_eq!((host.seen, host.observed), (Some(at(9)), Some(observed)));
+    assert_eq!(store.host(&name("nobody")).await.unwrap_err().kind(), StoreErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn api_tokens_are_good_until_they_are_not() {
+    let (_folder, store) = store().await;
+    let token = |id: &str, expires| ApiToken {
+        id: id.to_owned(),
+        name: format!("token {id}"),
+        role: Role::Operator,
+        made: at(0),
+        expires,
+        revoked: None,
+    };
+    let made = deed(0, "manage-tokens", "1");
+    store.add_api_token("aa", &token("1", None), made.clone()).await.unwrap();
+    store.add_api_token("ab", &token("2", Some(at(10))), made.clone()).await.unwrap();
+    let twice = store.add_api_token("aa", &token("3", None), made.clone()).await;
+    assert_eq!(twice.unwrap_err().kind(), StoreErrorKind::Conflict);
+    assert_eq!(store.api_token("aa", at(1)).await.unwrap(), token("1", None));
+    store.api_token("ab", at(9)).await.unwrap();
+    for (digest, when) in [("ab", 10), ("ac", 1), ("", 1)] {
+        assert_eq!(store.api_token(digest, at(when)).await.unwrap_err().kind(), StoreErrorKind::Denied);
+    }
+    store.revoke_api_token("1", deed(2, "manage-tokens", "1")).await.unwrap();
+    assert_eq!(store.api_token("aa", at(3)).await.unwrap_err().kind(), StoreErrorKind::Denied);
+    let unknown = store.revoke_api_token("9", made).await;
+    assert_eq!(unknown.unwrap_err().kind(), StoreErrorKind::NotFound);
+    let all = store.api_tokens().await.unwrap();
+    assert_eq!(all.iter().map(|token| token.revoked.is_some()).collect::<Vec<_>>(), [true, false]);
+}
+
+#[tokio::test]
+async fn one_vm_is_moved_once_at_a_time() {
+    let (_folder, store) = store().await;
+    let add = |migration: Migration| {
+        let store = &store;
+        async move { store.add_migration(&migration, deed(1, "migrate", &migration.vm)).await }
+    };
+    add(migration(1, "web-1")).await.unwrap();
+    let error = add(migration(2, "web-1")).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Conflict);
+    assert!(error.to_string().contains("web-1"), "{error}");
+    add(migration(3, "web-2")).await.unwrap();
+    let mut rehearsal = migration(4, "web-1");
+    rehearsal.options.dry_run = true;
+    add(rehearsal).await.unwrap();
+    let id = migration(1, "").id;
+    store.update_migration(&id, |migration| migration.state = State::Undone).await.unwrap().unwrap();
+    add(migration(5, "web-1")).await.unwrap();
+    assert_eq!(store.verify_audit().await.unwrap().0, 4, "a refused one leaves no entry");
+}
+
+#[tokio::test]
+async fn what_is_wanted_of_a_host_has_a_generation() {
+    let (_folder, store) = store().await;
+    let host = name("host-a");
+    assert_eq!(store.intent(&host).await.unwrap(), (0, Vec::new()));
+    store.add_migration(&migration(1, "web-1"), deed(1, "migrate", "web-1")).await.unwrap();
+    let (generation, wanted) = store.intent(&host).await.unwrap();
+    assert_eq!((generation, wanted.len()), (1, 1));
+    assert_eq!(store.intent(&name("host-b")).await.unwrap().1, []);
+    let id = migration(1, "").id;
+    let moved = |progress: Progress| {
+        let store = &store;
+        let id = &id;
+        async move {
+            store
+                .update_migration(id, |migration| {
+                    migration.at_source = Some(progress);
+                    migration.state = migration.read();
+                })
+                .await
+                .unwrap()
+        }
+    };
+    let preparing = Progress { state: "preparing".to_owned(), ..Progress::default() };
+    assert_eq!(moved(preparing.clone()).await.unwrap().state, State::Moving);
+    assert_eq!(moved(preparing).await, None, "nothing new");
+    assert_eq!(store.intent_generation().await.unwrap(), 1, "figures are nothing that is wanted");
+    let cancelled = store
+        .change_migration(&id, deed(2, "migrate", &id), |migration| {
+            migration.wish(Wish::Cancel).map_err(|error| error.to_string())
+        })
+        .await
+        .unwrap();
+    assert_eq!(cancelled.wish, Wish::Cancel);
+    assert_eq!(store.intent(&host).await.unwrap(), (2, vec![cancelled]));
+    let undone = Progress { state: "rolled-back".to_owned(), over: true, ..Progress::default() };
+    assert_eq!(moved(undone).await.unwrap().state, State::Undone);
+    assert_eq!(store.intent(&host).await.unwrap(), (3, Vec::new()));
+    let refused = store
+        .change_migration(&id, deed(3, "migrate", &id), |migration| {
+            migration.wish(Wish::Cancel).map_err(|error| error.to_string())
+        })
+        .await;
+    assert_eq!(refused.unwrap_err().kind(), StoreErrorKind::Conflict);
+    assert_eq!(store.verify_audit().await.unwrap().0, 2);
+    // A database that was restored from a backup goes beyond what hosts have seen since.
+    assert_eq!(store.pass_generation(40).await.unwrap(), 41);
+    assert_eq!(store.pass_generation(7).await.unwrap(), 42);
+}
+
+#[tokio::test]
+async fn pages_cover_everything_once() {
+    let (_folder, store) = store().await;
+    for number in 0..7 {
+        // Three at one instant.
+        let mut migration = migration(number, &format!("web-{number}"));
+        migration.created = at(i64::from(number / 3));
+        store.add_migration(&migration, deed(1, "migrate", &migration.vm)).await.unwrap();
+    }
+    let mut page = Page { before: None, most: 2 };
+    let mut seen = Vec::new();
+    loop {
+        let some = store.migrations(&page).await.unwrap();
+        let Some(last) = some.last() else { break };
+        page.before = Some((last.created.as_millisecond(), last.id.clone()));
+        seen.extend(some.into_iter().map(|migration| migration.vm));
+    }
+    assert_eq!(seen, ["web-6", "web-5", "web-4", "web-3", "web-2", "web-1", "web-0"]);
+    assert_eq!(store.migration(&migration(3, "").id).await.unwrap().vm, "web-3");
+    assert_eq!(store.migration("x").await.unwrap_err().kind(), StoreErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn an_audit_log_that_was_changed_is_found_out() {
+    let (_folder, store) = store().await;
+    for number in 0..5 {
+        store.note(deed(number, "look", "x")).await.unwrap();
+    }
+    let (count, hash) = store.verify_audit().await.unwrap();
+    let entries = store.audit_after(3, 10).await.unwrap();
+    assert_eq!((count, entries.len(), &entries[1].hash), (5, 2, &hash));
+    sqlx::query("UPDATE audit SET actor = 'somebody' WHERE number = 3").execute(&store.writer).await.unwrap();
+    let error = store.verify_audit().await.unwrap_err();
+    assert!(error.kind() == StoreErrorKind::Corrupt && error.to_string().contains("entry 3"), "{error}");
+}
