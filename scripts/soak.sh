@@ -11,6 +11,11 @@ for number in "$NOVAFERRY_SEEDS" "$NOVAFERRY_ROUNDS"; do
         exit 64
     fi
 done
+# `make test` has one seed for property tests; here each run has its own.
+PROPTEST_RNG_SEED=${PROPTEST_RNG_SEED:-$(od -An -N7 -tu8 /dev/urandom | tr -d ' ')}
+export PROPTEST_RNG_SEED PROPTEST_CASES=${PROPTEST_CASES:-4096}
+echo "soak.sh: PROPTEST_RNG_SEED=$PROPTEST_RNG_SEED PROPTEST_CASES=$PROPTEST_CASES"
 cargo build --locked --workspace --bins
+cargo nextest run --locked --profile soak --workspace -E 'kind(lib) + kind(bin)'
 cargo nextest run --locked --profile soak -p novaferry-session -p novaferry-simulation -p novaferry-agent \
     -E 'not package(novaferry-agent) or binary(e2e)'

@@ -84,7 +84,7 @@ impl Disk {
     /// Block 0.
     #[must_use]
     pub fn header(&self) -> Block {
-        Block::new(&[HEADER, self.id, self.slots], self.id)
+        Block::new(&[HEADER, self.id, self.slots], mix(self.id ^ mix(self.slots)))
     }
 
     /// How many slots there are.

@@ -56,6 +56,19 @@ proptest! {
 }
 
 #[test]
+fn a_header_is_of_one_number_of_slots() {
+    for slots in [1, 2, 64, MAX_SLOTS] {
+        let header = Disk::new(0, slots).unwrap().header();
+        assert_eq!(Disk::from_header(&header).map(|disk| disk.slots()), Some(slots));
+        for bit in 0..64 {
+            let mut wrong = header.clone();
+            wrong.0[16 + bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Disk::from_header(&wrong), None, "{slots} slots, bit {bit}");
+        }
+    }
+}
+
+#[test]
 fn another_guests_writes_are_nothing_and_misplaced_ones_garbage() {
     let (own, other) = (Disk::new(1, 8).unwrap(), Disk::new(2, 8).unwrap());
     assert_eq!(own.read(other.slot_of(3), &other.block(3)), Found::Nothing);
