@@ -4,6 +4,7 @@
 //!
 //! Unknown keys are returned as [`Warning`]s: `serve` logs them, `serve --check-config` refuses them.
 
+pub mod coordinator;
 mod error;
 mod file;
 mod limits;
@@ -18,10 +19,11 @@ use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use coordinator::Coordinator;
 pub use error::{ConfigError, ConfigErrorKind, Warning};
 pub use file::{
-    FileConfig, FileControl, FileIdentity, FileLimits, FileListen, FileLog, FileMetrics, FileMigrateIn,
-    FileOtlp, FilePool, FileVm, FileVms,
+    FileConfig, FileControl, FileCoordinator, FileIdentity, FileLimits, FileListen, FileLog, FileMetrics,
+    FileMigrateIn, FileOtlp, FilePool, FileVm, FileVms,
 };
 pub use limits::Limits;
 pub use pool::{Pool, PoolName};
@@ -98,6 +100,8 @@ pub struct Config {
     pub vms: Vms,
     /// Virtual machines that may come to it.
     pub migrate_in: MigrateIn,
+    /// Who tells this host what to move, if anybody does.
+    pub coordinator: Option<Coordinator>,
 }
 
 impl Config {
@@ -143,6 +147,7 @@ impl Config {
             vms,
             vm,
             migrate_in,
+            coordinator,
         } = file;
         let FileListen { address } = listen;
         let FileMetrics { listen: metrics } = metrics;
@@ -155,8 +160,10 @@ impl Config {
         };
         let pools = pool::validate(pool)?;
         let migrate_in = vms::migrate_in(migrate_in, &pools)?;
+        let listen = socket_address("listen.address", address.as_deref(), DEFAULT_LISTEN)?;
+        let coordinator = coordinator.map(|file| coordinator::coordinator(file, listen)).transpose()?;
         Ok(Self {
-            listen: socket_address("listen.address", address.as_deref(), DEFAULT_LISTEN)?,
+            listen,
             identity: identity_paths(identity, credentials)?,
             pools,
             metrics,
@@ -167,6 +174,7 @@ impl Config {
             state,
             vms: vms::vms(vms, vm)?,
             migrate_in,
+            coordinator,
         })
     }
 

@@ -26,6 +26,7 @@ use tunnel::{ListenOptions, Listener, Request};
 
 use crate::config::{self, Config};
 use crate::control::server::ControlSocket;
+use crate::coordinator::Line;
 use crate::failure::Failure;
 use crate::observe::prometheus::{self, Endpoint, Health, HealthState};
 use crate::{credentials, signals, state};
@@ -162,6 +163,10 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         stop: stop.clone(),
     };
     let mut moving = tokio::spawn(migrations.run());
+    if let Some(coordinator) = config.coordinator.clone() {
+        let line = Line::new(&config, coordinator, desk.clone());
+        helpers.spawn(line.run(ended.clone()));
+    }
     let mut keeper = identity::Keeper::new(watcher);
     let mut sessions = Sessions::new(accepted, most, config.limits.sessions_per_peer);
     let mut meter = Meter::new(config.limits.session_memory.0);

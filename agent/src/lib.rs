@@ -9,6 +9,7 @@ pub mod address;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod coordinator;
 pub mod copy;
 pub mod credentials;
 pub mod daemon;

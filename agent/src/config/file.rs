@@ -24,6 +24,7 @@ pub struct FileConfig {
     pub vms: FileVms,
     pub vm: Vec<FileVm>,
     pub migrate_in: FileMigrateIn,
+    pub coordinator: Option<FileCoordinator>,
     pub state_dir: Option<PathBuf>,
 }
 
@@ -135,6 +136,15 @@ pub struct FileMigrateIn {
     pub boot: Option<PathBuf>,
     pub firmware: Option<PathBuf>,
     pub ram_cache: Option<ByteSize>,
+}
+
+/// `[coordinator]`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "each field is the key of its name; Coordinator explains them")]
+pub struct FileCoordinator {
+    pub address: Option<String>,
+    pub advertise: Vec<String>,
 }
 
 impl FileConfig {

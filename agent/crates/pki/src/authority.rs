@@ -6,12 +6,12 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{CWD, RenameFlags};
 use rustls_pki_types::CertificateDer;
 use serde::Serialize;
 
 use super::ca::{Ca, Revoked, Subject};
 use super::error::{PkiError, PkiErrorKind};
+use super::host_folder::{self, IdentityParts};
 use super::ledger::{Entry, Ledger, Serial, moment};
 use super::name::PeerName;
 use super::report::{self, CertificateReport};
@@ -216,18 +216,16 @@ impl Authority {
             self.ledger.live(now).filter(|(owner, _)| *owner == name).map(|(_, serial)| serial).collect();
         self.ledger.append(Entry::Issued { time: now, name: name.clone(), serial, not_after })?;
 
-        std::fs::create_dir_all(&out).map_err(|error| PkiError::io("create folder", &out, error))?;
-        let staging = out.join(format!(".{name}.{}", files::random_suffix()?));
-        files::create_private_folder(&staging)?;
-        let written = self.write_host(&staging, name, serial, not_after, now);
-        let published = written.and_then(|certificate| {
-            publish_folder(&staging, &folder, options.renew)?;
-            Ok(certificate)
-        });
-        // After an exchange this is the old folder; after a failure the unfinished one; otherwise there is none.
-        remove_host_folder(&staging);
-        let certificate = published?;
-        files::sync_folder(&out)?;
+        let key = NewKey::generate()?;
+        let subject = Subject::Host(name.clone());
+        let certificate = self.ca.certify(&subject, &key.public(), serial, now, not_after)?;
+        let parts = IdentityParts {
+            key: key.pem()?,
+            chain: report::to_pem(&certificate),
+            authorities: self.ca.certificate_pem().to_owned(),
+            revocations: files::read_text(&self.folder.join(ca_files::CRL))?,
+        };
+        host_folder::put(&folder, &parts, options.renew)?;
         Ok(Issued { folder, certificate: CertificateReport::of(&certificate, None, now)?, still_valid })
     }
 
@@ -267,30 +265,6 @@ impl Authority {
             ));
         }
         Ok(out)
-    }
-
-    fn write_host(
-        &self,
-        folder: &Path,
-        name: &PeerName,
-        serial: Serial,
-        not_after: SystemTime,
-        now: SystemTime,
-    ) -> Result<CertificateDer<'static>, PkiError> {
-        let key = NewKey::generate()?;
-        let subject = Subject::Host(name.clone());
-        let certificate = self.ca.certify(&subject, &key.public(), serial, now, not_after)?;
-        let crl = files::read_text(&self.folder.join(ca_files::CRL))?;
-        for (file, content, mode) in [
-            (host_files::KEY, key.pem()?.as_bytes(), files::PRIVATE),
-            (host_files::CERTIFICATE, report::to_pem(&certificate).as_bytes(), files::PUBLIC),
-            (host_files::CA, self.ca.certificate_pem().as_bytes(), files::PUBLIC),
-            (host_files::CRL, crl.as_bytes(), files::PUBLIC),
-        ] {
-            files::write_new(&folder.join(file), content, mode)?;
-        }
-        files::sync_folder(folder)?;
-        Ok(certificate)
     }
 
     /// Revokes certificates and signs a new list. Hosts refuse them once they have the list: see
@@ -387,49 +361,5 @@ impl Authority {
             published.push(path);
         }
         Ok(published)
-    }
-}
-
-/// Puts a finished folder in place in one step: into nothing, or in exchange for the old one.
-fn publish_folder(staging: &Path, folder: &Path, renew: bool) -> Result<(), PkiError> {
-    let rename = |flags| rustix::fs::renameat_with(CWD, staging, CWD, folder, flags);
-    match rename(RenameFlags::NOREPLACE) {
-        Ok(()) => Ok(()),
-        Err(rustix::io::Errno::EXIST) if renew => {
-            check_only_host_files(folder)?;
-            rename(RenameFlags::EXCHANGE).map_err(|error| PkiError::io("replace", folder, error.into()))
-        }
-        Err(rustix::io::Errno::EXIST) => Err(PkiError::new(
-            PkiErrorKind::Exists,
-            format!("{} exists", folder.display()),
-            "use --renew to replace it, or choose another --out",
-        )),
-        Err(error) => Err(PkiError::io("create", folder, error.into())),
-    }
-}
-
-/// The old folder is deleted after a renewal, so it must hold nothing but what `issue` wrote.
-fn check_only_host_files(folder: &Path) -> Result<(), PkiError> {
-    let known = [host_files::KEY, host_files::CERTIFICATE, host_files::CA, host_files::CRL];
-    let entries = std::fs::read_dir(folder).map_err(|error| PkiError::io("list", folder, error))?;
-    for entry in entries {
-        let entry = entry.map_err(|error| PkiError::io("list", folder, error))?;
-        if !known.iter().any(|name| entry.file_name() == *name) {
-            return Err(PkiError::new(
-                PkiErrorKind::Exists,
-                format!("{} is no file of this CA and would be lost", entry.path().display()),
-                "move it elsewhere and renew again",
-            ));
-        }
-    }
-    Ok(())
-}
-
-fn remove_host_folder(folder: &Path) {
-    match std::fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            tracing::warn!(folder = %folder.display(), %error, "cannot remove the old files of a host: remove them by hand");
-        }
-        _ => {}
     }
 }

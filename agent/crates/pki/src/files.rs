@@ -36,8 +36,27 @@ pub(super) fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), Pk
     write().map_err(|error| PkiError::io("create", path, error))
 }
 
+/// Writes a new file that only its owner may read, durably.
+///
+/// # Errors
+/// [`PkiErrorKind::Io`], also when it exists: no key is ever overwritten.
+pub fn write_secret(path: &Path, content: &[u8]) -> Result<(), PkiError> {
+    write_new(path, content, PRIVATE)
+}
+
+/// Reads a file that only its owner may read.
+///
+/// # Errors
+/// [`PkiErrorKind::Permission`] when others may read it; file errors.
+pub fn read_secret(path: &Path) -> Result<zeroize::Zeroizing<String>, PkiError> {
+    read_private(path, false)
+}
+
 /// Replaces a public file atomically: readers see the old or the new content, also after a crash.
-pub(super) fn replace(path: &Path, content: &[u8]) -> Result<(), PkiError> {
+///
+/// # Errors
+/// File errors; the old content is then still there.
+pub fn replace(path: &Path, content: &[u8]) -> Result<(), PkiError> {
     let folder = parent_of(path);
     let file_name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = folder.join(format!(".{file_name}.{}", random_suffix()?));

@@ -53,6 +53,13 @@ impl IdentityPaths {
         }
     }
 
+    /// The folder that holds all four, if one does.
+    #[must_use]
+    pub fn folder(&self) -> Option<&Path> {
+        let folder = self.key.parent()?;
+        self.all().iter().all(|path| path.parent() == Some(folder)).then_some(folder)
+    }
+
     fn all(&self) -> [&Path; 4] {
         [&self.certificate, &self.key, &self.ca, &self.crl]
     }

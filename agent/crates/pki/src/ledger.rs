@@ -29,7 +29,11 @@ const MAX_LEDGER: u64 = 64 << 20;
 pub struct Serial(pub [u8; 16]);
 
 impl Serial {
-    pub(super) fn random() -> Result<Self, PkiError> {
+    /// A number that no other certificate has: 126 random bits.
+    ///
+    /// # Errors
+    /// [`PkiErrorKind::Io`] when the kernel gives no random numbers.
+    pub fn random() -> Result<Self, PkiError> {
         let mut bytes = [0; 16];
         files::fill_random(&mut bytes)?;
         bytes[0] = bytes[0] & 0x3f | 0x40;

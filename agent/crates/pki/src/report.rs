@@ -13,7 +13,7 @@ use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 use x509_parser::time::ASN1Time;
 
 use super::error::{PkiError, PkiErrorKind};
-use super::ledger::moment;
+use super::ledger::{Serial, moment};
 use super::name::{PeerName, name_of};
 use super::{files, host_files};
 
@@ -125,6 +125,22 @@ fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>,
         PkiError::new(PkiErrorKind::Malformed, "a certificate cannot be parsed", "issue it again")
             .caused_by(error)
     })
+}
+
+/// A certificate's serial number, as ours are: 16 bytes.
+///
+/// # Errors
+/// [`PkiErrorKind::Malformed`] for one that nobody of ours issued.
+pub fn serial_of(certificate: &CertificateDer<'_>) -> Result<Serial, PkiError> {
+    let bytes = parse(certificate)?.raw_serial().try_into().map_err(|error| {
+        PkiError::new(
+            PkiErrorKind::Malformed,
+            "the certificate's serial number is not 16 bytes long",
+            "issue it again",
+        )
+        .caused_by(error)
+    })?;
+    Ok(Serial(bytes))
 }
 
 pub(super) fn public_key(certificate: &X509Certificate<'_>) -> Result<[u8; 32], PkiError> {
@@ -282,7 +298,8 @@ const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz
 const PEM_LINE: usize = 64;
 
 /// A certificate as PEM (RFC 7468).
-pub(super) fn to_pem(certificate: &CertificateDer<'_>) -> String {
+#[must_use]
+pub fn to_pem(certificate: &CertificateDer<'_>) -> String {
     let mut digits = String::new();
     for group in certificate.chunks(3) {
         let bits =

@@ -87,16 +87,24 @@ impl Desk {
     /// # Errors
     /// When it cannot be moved, or not now.
     pub async fn migrate(&self, asked: &Migrate) -> Result<SessionId, String> {
-        let vms = self.vms().await?;
-        let vm = choose(&vms, &asked.vm)?;
         let mut id = [0; 16];
         getrandom::fill(&mut id)
             .map_err(|error| format!("the kernel gives no random numbers: {error}; check its settings"))?;
         let migration = SessionId(id);
+        self.migrate_as(migration, asked).await?;
+        Ok(migration)
+    }
+
+    /// As [`Self::migrate`], under an id that somebody else chose, who has made sure that it is new here.
+    ///
+    /// # Errors
+    /// As for [`Self::migrate`].
+    pub async fn migrate_as(&self, migration: SessionId, asked: &Migrate) -> Result<(), String> {
+        let vms = self.vms().await?;
+        let vm = choose(&vms, &asked.vm)?;
         let (job, record) = job::of_request(migration, asked, vm)?;
         let (job, record) = (Box::new(job), Box::new(record));
-        self.ask(|reply| Errand::Start { job, record, reply }).await??;
-        Ok(migration)
+        self.ask(|reply| Errand::Start { job, record, reply }).await?
     }
 
     /// Everything that is remembered, newest first: what runs, and what is on record.
@@ -134,6 +142,14 @@ impl Desk {
         let listed = all.iter().filter(|one| one.on_record || !one.shown.over);
         let listed = listed.map(|one| ListedMigration::new(&one.shown.status.record, one.shown.over));
         Ok(listed.collect())
+    }
+
+    /// Everything that is remembered, with all that is known of it, newest first.
+    ///
+    /// # Errors
+    /// When the records cannot be read.
+    pub async fn shown(&self) -> Result<Vec<Shown>, String> {
+        Ok(self.all().await?.into_iter().map(|known| known.shown).collect())
     }
 
     /// The one migration whose id begins so.

@@ -1,0 +1,171 @@
+//! What this host says of itself.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use control_api::v1::{Host, Moves, Observed, Pool, Progress, Vm};
+use serde_json::json;
+
+use crate::control::migration::{ListedAccess, ListedVm, Shown, role_name};
+use crate::daemon::Desk;
+use crate::output::migration as text;
+
+/// Looks at this host, and remembers what it said.
+#[derive(Debug)]
+pub(super) struct Looks {
+    desk: Desk,
+    pools: Vec<(String, PathBuf)>,
+    observed: Option<Observed>,
+    moves: HashMap<String, Progress>,
+}
+
+impl Looks {
+    pub(super) fn new(desk: Desk, pools: Vec<(String, PathBuf)>) -> Self {
+        Self { desk, pools, observed: None, moves: HashMap::new() }
+    }
+
+    /// A new line: everything is to be said again.
+    pub(super) fn forget(&mut self) {
+        self.observed = None;
+        self.moves.clear();
+    }
+
+    /// The host and its VMs, if that is news. What cannot be found out is left as it was.
+    pub(super) async fn observed(&mut self) -> Option<Observed> {
+        let vms = match self.desk.list_vms().await {
+            Ok(vms) => vms,
+            Err(why) => {
+                tracing::warn!(why, "the coordinator is not told of VMs");
+                return None;
+            }
+        };
+        let pools = self.pools.clone();
+        let host = tokio::task::spawn_blocking(move || host(&pools)).await;
+        let host = host.inspect_err(|error| tracing::error!(%error, "looking at this host failed")).ok()?;
+        let observed = Observed { host: Some(host), vms: vms.into_iter().map(vm).collect() };
+        if self.observed.as_ref().is_some_and(|known| is_same(known, &observed)) {
+            return None;
+        }
+        self.observed = Some(observed.clone());
+        Some(observed)
+    }
+
+    /// Migrations that moved on since.
+    pub(super) async fn moves(&mut self) -> Option<Moves> {
+        let all = match self.desk.shown().await {
+            Ok(all) => all,
+            Err(why) => {
+                tracing::warn!(why, "the coordinator is not told of migrations");
+                return None;
+            }
+        };
+        let news: Vec<Progress> = all
+            .iter()
+            .map(progress)
+            .filter(|progress| self.moves.get(&progress.id) != Some(progress))
+            .collect();
+        self.moves.extend(news.iter().map(|progress| (progress.id.clone(), progress.clone())));
+        self.moves.retain(|id, _| all.iter().any(|shown| shown.status.record.migration == *id));
+        (!news.is_empty()).then_some(Moves { migrations: news })
+    }
+}
+
+/// Free memory and disks change all the time; only a change of a sixteenth is worth a word.
+fn is_same(known: &Observed, now: &Observed) -> bool {
+    let near = |a: u64, b: u64| a.abs_diff(b) <= a / 16;
+    let [a, b] = [known, now].map(|one| one.host.clone().unwrap_or_default());
+    let pools_near = a.pools.len() == b.pools.len()
+        && a.pools.iter().zip(&b.pools).all(|(a, b)| a.name == b.name && near(a.free_bytes, b.free_bytes));
+    let rest = |host: &Host| Host { memory_available_bytes: 0, pools: Vec::new(), ..host.clone() };
+    known.vms == now.vms
+        && rest(&a) == rest(&b)
+        && near(a.memory_available_bytes, b.memory_available_bytes)
+        && pools_near
+}
+
+fn host(pools: &[(String, PathBuf)]) -> Host {
+    let read = |path: &str| {
+        std::fs::read_to_string(path)
+            .inspect_err(|error| tracing::debug!(path, %error, "cannot look at this host"))
+            .unwrap_or_default()
+    };
+    let memory = read("/proc/meminfo");
+    let field = |name: &str| -> u64 {
+        let line = memory.lines().find_map(|line| line.strip_prefix(name));
+        let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        kibibytes.unwrap_or(0).saturating_mul(1024)
+    };
+    let processors = std::thread::available_parallelism().map_or(0, usize::from);
+    let model = read("/proc/cpuinfo");
+    let model = model.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    let pools = pools.iter().map(|(name, path)| {
+        // A pool that cannot be looked at has no room.
+        let free = rustix::fs::statvfs(path).map_or(0, |fs| fs.f_bavail.saturating_mul(fs.f_frsize));
+        Pool { name: name.clone(), free_bytes: free }
+    });
+    Host {
+        processors: u32::try_from(processors).unwrap_or(u32::MAX),
+        memory_bytes: field("MemTotal:"),
+        memory_available_bytes: field("MemAvailable:"),
+        processor: model.map(|(_, model)| model.trim().to_owned()).unwrap_or_default(),
+        kvm: std::path::Path::new("/dev/kvm").exists(),
+        pools: pools.collect(),
+    }
+}
+
+fn vm(vm: ListedVm) -> Vm {
+    let (access, reason) = match vm.access {
+        ListedAccess::Live { .. } => ("live", String::new()),
+        ListedAccess::ColdOrWarmOnly { reason, fix } => ("cold-or-warm", format!("{reason}; {fix}")),
+        ListedAccess::NotYet { reason } => ("not-yet", reason),
+        ListedAccess::Stopped => ("stopped", String::new()),
+    };
+    Vm { id: vm.id, name: vm.name, state: vm.state, access: access.to_owned(), reason }
+}
+
+fn progress(shown: &Shown) -> Progress {
+    let (record, live) = (&shown.status.record, &shown.status.live);
+    let report = json!({ "text": text::state(&record.role), "report": record.report, "findings": shown.status.findings });
+    Progress {
+        id: record.migration.clone(),
+        vm: record.vm.clone(),
+        peer: record.peer.clone(),
+        role: role_name(&record.role).to_owned(),
+        state: record.state_name().to_owned(),
+        over: shown.over,
+        generation: record.generation,
+        disk_done: live.disk_done,
+        disk_total: live.disk_total,
+        ram_remaining: live.ram_remaining,
+        ram_total: live.ram_total,
+        rate: live.rate,
+        expected_downtime_ms: live.expected_downtime_ms,
+        report: report.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_host_can_be_looked_at() {
+        let folder = tempfile::tempdir().unwrap();
+        let host =
+            host(&[("fast".to_owned(), folder.path().to_owned()), ("gone".to_owned(), "/no/where".into())]);
+        assert!(host.processors > 0 && host.memory_bytes > host.memory_available_bytes, "{host:?}");
+        assert!(host.pools[0].free_bytes > 0 && host.pools[1].free_bytes == 0, "{host:?}");
+    }
+
+    #[test]
+    fn small_changes_of_what_is_free_are_no_news() {
+        let with = |free: u64, name: &str| {
+            let pools = vec![Pool { name: name.to_owned(), free_bytes: free }];
+            let host = Host { memory_available_bytes: free, pools, ..Host::default() };
+            Observed { host: Some(host), vms: Vec::new() }
+        };
+        assert!(is_same(&with(1600, "a"), &with(1501, "a")));
+        assert!(!is_same(&with(1600, "a"), &with(1400, "a")));
+        assert!(!is_same(&with(1600, "a"), &with(1600, "b")));
+    }
+}

@@ -1,0 +1,175 @@
+//! What the coordinator wants, carried out: each migration is begun once, and each wish is passed on once a line.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use control_api::v1::{Intent, Migration, Mode as WantedMode, Refused, Wish};
+use engine::migrate::status::{Choice, Command};
+
+use crate::control::migration::{Migrate, Mode};
+use crate::daemon::Desk;
+
+/// The newest generation that was seen, in the state folder.
+const SEEN: &str = "coordinator-generation";
+
+/// The wishes of one coordinator.
+#[derive(Debug)]
+pub(super) struct Wishes {
+    desk: Desk,
+    file: PathBuf,
+    seen: u64,
+    passed_on: HashMap<String, Wish>,
+}
+
+impl Wishes {
+    pub(super) fn open(desk: Desk, state: &Path) -> Self {
+        let file = state.join(SEEN);
+        let seen = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+        Self { desk, file, seen, passed_on: HashMap::new() }
+    }
+
+    /// The newest generation that was seen.
+    pub(super) fn seen(&self) -> u64 {
+        self.seen
+    }
+
+    /// A new line: what was passed on before may not have arrived.
+    pub(super) fn forget(&mut self) {
+        self.passed_on.clear();
+    }
+
+    /// Does what is wanted, as far as it is not done; gives what cannot be begun.
+    pub(super) async fn take(&mut self, intent: Intent) -> Vec<Refused> {
+        if intent.generation < self.seen {
+            tracing::warn!(
+                generation = intent.generation,
+                seen = self.seen,
+                "what the coordinator wants is older than what it wanted before; it is passed over"
+            );
+            return Vec::new();
+        }
+        if intent.generation > self.seen {
+            self.seen = intent.generation;
+            // Not durable at once: an older one costs the coordinator a step of its count.
+            if let Err(error) = std::fs::write(&self.file, format!("{}\n", self.seen)) {
+                tracing::warn!(%error, file = %self.file.display(), "cannot keep the coordinator's generation");
+            }
+        }
+        self.passed_on.retain(|id, _| intent.migrations.iter().any(|migration| migration.id == *id));
+        let mut refused = Vec::new();
+        for migration in intent.migrations {
+            if let Err(why) = self.one(&migration).await {
+                tracing::warn!(
+                    id = migration.id,
+                    vm = migration.vm,
+                    why,
+                    "what the coordinator wants is not begun"
+                );
+                refused.push(Refused { migration: migration.id, why });
+            }
+        }
+        refused
+    }
+
+    async fn one(&mut self, wanted: &Migration) -> Result<(), String> {
+        let wish = wanted.wish();
+        let Ok(id) = wanted.id.parse() else {
+            return Err("the migration's id is none; use releases that follow one another".to_owned());
+        };
+        let known = self.desk.find(&wanted.id).await;
+        match (known, command(wish)) {
+            // Whoever asks for what a newer release knows is told where it stands, and no more.
+            (Ok(_), None) => Ok(()),
+            (Ok(shown), Some(command)) => {
+                let passed_on = self.passed_on.insert(wanted.id.clone(), wish) == Some(wish);
+                if !passed_on
+                    && !shown.over
+                    && let Err(why) = self.desk.command(&wanted.id, command).await
+                {
+                    tracing::info!(id = wanted.id, ?wish, why, "a wish has no place now");
+                }
+                Ok(())
+            }
+            (Err(_), None) if wish == Wish::Arrive => self.desk.migrate_as(id, &asked(wanted)?).await,
+            (Err(_), _) => Err("it had not begun here".to_owned()),
+        }
+    }
+}
+
+fn command(wish: Wish) -> Option<Command> {
+    match wish {
+        Wish::Unspecified | Wish::Arrive => None,
+        Wish::Cancel => Some(Command::Cancel),
+        Wish::Finalise => Some(Command::Finalise),
+        Wish::TakeBack => Some(Command::TakeBack),
+        Wish::KeepSource => Some(Command::Resolve(Choice::Source)),
+        Wish::KeepDestination => Some(Command::Resolve(Choice::Destination)),
+    }
+}
+
+fn asked(wanted: &Migration) -> Result<Migrate, String> {
+    if wanted.to.is_empty() {
+        return Err(format!(
+            "host {} has not said where it is reached; check that its agent runs",
+            wanted.peer
+        ));
+    }
+    let mut migrate = Migrate::new(wanted.vm.clone(), wanted.to.clone());
+    migrate.mode = match wanted.mode() {
+        WantedMode::Unspecified | WantedMode::Live => Mode::Live,
+        WantedMode::Warm => Mode::Warm,
+        WantedMode::Cold => Mode::Cold,
+    };
+    migrate.peer = Some(wanted.peer.clone());
+    if wanted.max_downtime_ms > 0 {
+        migrate.max_downtime_ms = wanted.max_downtime_ms;
+    }
+    migrate.limit = (wanted.limit > 0).then_some(wanted.limit);
+    migrate.hold = wanted.hold;
+    migrate.dry_run = wanted.dry_run;
+    Ok(migrate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_older_than_what_was_seen_is_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut wishes = Wishes::open(Desk::closed(folder.path()), folder.path());
+        assert_eq!(wishes.seen(), 0);
+        let wanted = Migration { id: "x".to_owned(), wish: Wish::Arrive.into(), ..Migration::default() };
+        let intent = |generation| Intent { generation, migrations: vec![wanted.clone()] };
+        assert_eq!(wishes.take(intent(7)).await.len(), 1, "the id is none");
+        assert_eq!(wishes.take(intent(6)).await, []);
+        assert_eq!(wishes.take(intent(7)).await.len(), 1);
+        let again = Wishes::open(Desk::closed(folder.path()), folder.path());
+        assert_eq!(again.seen(), 7);
+    }
+
+    #[test]
+    fn what_is_wanted_becomes_a_request() {
+        let wanted = Migration {
+            id: "ab".repeat(16),
+            vm: "web-1".to_owned(),
+            peer: "host-b".to_owned(),
+            to: "novaferry://host-b:7440".to_owned(),
+            mode: WantedMode::Warm.into(),
+            max_downtime_ms: 250,
+            limit: 1000,
+            hold: true,
+            dry_run: true,
+            wish: Wish::Arrive.into(),
+        };
+        let migrate = asked(&wanted).unwrap();
+        assert_eq!((migrate.vm.as_str(), migrate.to.as_str()), ("web-1", "novaferry://host-b:7440"));
+        assert_eq!((migrate.mode, migrate.peer.as_deref()), (Mode::Warm, Some("host-b")));
+        assert_eq!((migrate.max_downtime_ms, migrate.limit), (250, Some(1000)));
+        assert!(migrate.hold && migrate.dry_run);
+        let plain = asked(&Migration { max_downtime_ms: 0, limit: 0, mode: 0, ..wanted.clone() }).unwrap();
+        assert_eq!((plain.mode, plain.limit), (Mode::Live, None));
+        assert_eq!(plain.max_downtime_ms, Migrate::DOWNTIME_MS);
+        assert!(asked(&Migration { to: String::new(), ..wanted }).unwrap_err().contains("host-b"));
+    }
+}

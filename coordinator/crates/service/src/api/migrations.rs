@@ -1,0 +1,185 @@
+//! Migrations.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use model::Name;
+use model::access::Action;
+use model::host::Host;
+use model::migration::{Migration, Options, State as Stands, Wish};
+use serde::{Deserialize, Serialize};
+use store::Page;
+
+use super::caller::Caller;
+use super::problem::{Body, Problem};
+use super::tokens::random;
+use crate::fleet::{Fleet, now};
+
+/// Migrations on a page, unless asked otherwise, and at most.
+const PAGE: u32 = 50;
+const MOST_PAGE: u32 = 500;
+/// Hosts that an answer about an ambiguous VM names.
+const NAMED: usize = 4;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Wanted {
+    /// The VM's id or name.
+    vm: String,
+    /// The destination.
+    to: Name,
+    /// Where the VM is, if its name alone does not say.
+    from: Option<Name>,
+    #[serde(default)]
+    options: Options,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Wished {
+    wish: Wish,
+    /// An operator's word, without which doubt is not ended.
+    #[serde(default)]
+    other_side_is_off: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Which {
+    /// As an earlier page gave it.
+    before: Option<String>,
+    limit: Option<u32>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Pages {
+    migrations: Vec<Migration>,
+    /// For the next page; none on the last.
+    next: Option<String>,
+}
+
+pub(super) async fn begin(
+    State(fleet): State<Arc<Fleet>>,
+    caller: Caller,
+    Body(wanted): Body<Wanted>,
+) -> Result<(StatusCode, Json<Migration>), Problem> {
+    caller.may(&fleet, Action::Migrate, &wanted.vm).await?;
+    let hosts = fleet.store.hosts().await?;
+    let (source, vm) = find(&hosts, &wanted)?;
+    let destination = hosts.iter().find(|host| host.name == wanted.to);
+    let Some(destination) = destination.filter(|host| host.revoked.is_none()) else {
+        return Err(Problem::not_found(format!("there is no host {}", wanted.to)));
+    };
+    if *source == destination.name {
+        return Err(Problem::conflict(format!("VM {vm} is on {source} already")));
+    }
+    if destination.observed.as_ref().is_none_or(|observed| observed.addresses.is_empty()) {
+        let why = format!("host {} has not said where it is reached; check that its agent runs", wanted.to);
+        return Err(Problem::conflict(why));
+    }
+    let created = now();
+    let migration = Migration {
+        id: data_encoding::HEXLOWER.encode(&random::<16>()?),
+        vm: vm.to_owned(),
+        source: source.clone(),
+        destination: wanted.to,
+        options: wanted.options,
+        wish: Wish::Arrive,
+        by: caller.actor().to_owned(),
+        created,
+        changed: created,
+        state: Stands::Queued,
+        at_source: None,
+        at_destination: None,
+        refusal: None,
+    };
+    let what = format!("{} from {} to {}", migration.id, migration.source, migration.destination);
+    let deed = caller.does(Action::Migrate, vm, what);
+    fleet.store.add_migration(&migration, deed).await?;
+    fleet.tell();
+    Ok((StatusCode::ACCEPTED, Json(migration)))
+}
+
+/// The host that has the VM, and its id there.
+fn find<'a>(hosts: &'a [Host], wanted: &Wanted) -> Result<(&'a Name, &'a str), Problem> {
+    let mut found = Vec::new();
+    for host in hosts.iter().filter(|host| wanted.from.as_ref().is_none_or(|from| host.name == *from)) {
+        let vms = host.observed.iter().flat_map(|observed| &observed.vms);
+        found.extend(vms.filter(|vm| vm.id == wanted.vm || vm.name == wanted.vm).map(|vm| (&host.name, vm)));
+    }
+    // What left a host stays there as a stopped VM's folder at most: one that runs is meant.
+    if found.iter().any(|(_, vm)| vm.state == "running") {
+        found.retain(|(_, vm)| vm.state == "running");
+    }
+    match &found[..] {
+        [] => Err(Problem::not_found(format!(
+            "no host has a VM {:?}; `novaferry vm list` shows those that there are",
+            wanted.vm.chars().take(128).collect::<String>()
+        ))),
+        [(host, vm)] => Ok((host, &vm.id)),
+        several => {
+            let names: Vec<_> =
+                several.iter().take(NAMED).map(|(host, vm)| format!("{} on {host}", vm.id)).collect();
+            Err(Problem::conflict(format!(
+                "several VMs are called so: {}; name one by its id, and its host as `from`",
+                names.join(", ")
+            )))
+        }
+    }
+}
+
+pub(super) async fn list(
+    State(fleet): State<Arc<Fleet>>,
+    caller: Caller,
+    which: Result<Query<Which>, axum::extract::rejection::QueryRejection>,
+) -> Result<Json<Pages>, Problem> {
+    caller.may(&fleet, Action::Look, "").await?;
+    let Query(Which { before, limit }) = which?;
+    let most = limit.unwrap_or(PAGE);
+    if !(1..=MOST_PAGE).contains(&most) {
+        return Err(Problem::invalid(format!("limit must be 1 to {MOST_PAGE}")));
+    }
+    let before = before.map(|text| position(&text)).transpose()?;
+    let migrations = fleet.store.migrations(&Page { before, most }).await?;
+    let full = migrations.len() == usize::try_from(most).unwrap_or(usize::MAX);
+    let next = migrations.last().filter(|_| full);
+    let next = next.map(|last| format!("{}-{}", last.created.as_millisecond(), last.id));
+    Ok(Json(Pages { migrations, next }))
+}
+
+fn position(text: &str) -> Result<(i64, String), Problem> {
+    let parsed = text.split_once('-').and_then(|(time, id)| Some((time.parse().ok()?, id.to_owned())));
+    parsed.ok_or_else(|| Problem::invalid("`before` is what an earlier page gave as `next`"))
+}
+
+pub(super) async fn show(
+    State(fleet): State<Arc<Fleet>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<Migration>, Problem> {
+    caller.may(&fleet, Action::Look, &id).await?;
+    Ok(Json(fleet.store.migration(&id).await?))
+}
+
+pub(super) async fn wish(
+    State(fleet): State<Arc<Fleet>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Body(Wished { wish, other_side_is_off }): Body<Wished>,
+) -> Result<Json<Migration>, Problem> {
+    let ends_doubt = matches!(wish, Wish::KeepSource | Wish::KeepDestination);
+    let action = if ends_doubt { Action::Resolve } else { Action::Migrate };
+    caller.may(&fleet, action, &id).await?;
+    if ends_doubt && !other_side_is_off {
+        return Err(Problem::invalid(
+            "make sure that the other side is off, and say so with `other_side_is_off`: else the VM may run twice",
+        ));
+    }
+    let deed = caller.does(action, &id, format!("{wish:?}"));
+    let change = |migration: &mut Migration| migration.wish(wish).map_err(|error| error.to_string());
+    let migration = fleet.store.change_migration(&id, deed, change).await?;
+    fleet.tell();
+    Ok(Json(migration))
+}

@@ -1,0 +1,181 @@
+//! The coordinator as a CA: its key, what it signs for hosts, and the list of what it took back.
+//!
+//! The book is the database: a serial number is in it before the certificate exists.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use model::audit::Deed;
+use model::{Name, Timestamp};
+use pki::{CRL_DAYS, Ca, NewKey, PublicKey, Revoked, Serial, Subject};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use store::{Certificate, JoinGrant, Store};
+
+use crate::error::ServiceError;
+
+/// The CA's key, beside the database and never in it: a copy of the database alone signs nothing.
+const KEY_FILE: &str = "ca.key";
+/// The CA's certificate, for people to copy.
+const CERTIFICATE_FILE: &str = "ca.pem";
+const CERTIFICATE: &str = "ca-certificate";
+const LIST_NUMBER: &str = "revocation-list-number";
+/// How long the CA is valid: replacing it touches every host.
+const CA_VALID: Duration = Duration::from_secs(3650 * 86_400);
+/// How long a host's certificate is valid. It asks for the next after half of that.
+const HOST_VALID: Duration = Duration::from_secs(24 * 3600);
+/// How long the coordinator's own is valid, and how often it signs itself another.
+const OWN_VALID: Duration = Duration::from_secs(7 * 86_400);
+const OWN_AGE: Duration = Duration::from_secs(86_400);
+
+/// The CA, open.
+#[derive(Debug)]
+pub(crate) struct Authority {
+    ca: Ca,
+    names: Vec<String>,
+    own: Mutex<Own>,
+}
+
+#[derive(Debug)]
+struct Own {
+    key: Arc<CertifiedKey>,
+    since: SystemTime,
+}
+
+impl Authority {
+    /// Opens the CA, or makes it where there is none. `names` are the coordinator's DNS names and addresses.
+    pub(crate) async fn open(
+        folder: &Path,
+        store: &Store,
+        names: Vec<String>,
+    ) -> Result<Arc<Self>, ServiceError> {
+        let now = SystemTime::now();
+        let key_file = folder.join(KEY_FILE);
+        let ca = match store.fact(CERTIFICATE).await? {
+            Some(certificate) => {
+                let key = pki::read_secret(&key_file)?;
+                Ca::from_pem(&key, &certificate)?
+            }
+            None => {
+                let ca = Ca::generate("novaferry", CA_VALID, now)?;
+                // The key first: a certificate without its key would be the end of this CA.
+                pki::write_secret(&key_file, ca.key_pem()?.as_bytes())?;
+                store.set_facts(&[(CERTIFICATE, ca.certificate_pem())]).await?;
+                ca
+            }
+        };
+        pki::write_public(&folder.join(CERTIFICATE_FILE), ca.certificate_pem().as_bytes())?;
+        let own = Mutex::new(Own { key: own(&ca, &names, now)?, since: now });
+        Ok(Arc::new(Self { ca, names, own }))
+    }
+
+    pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
+        self.ca.certificate()
+    }
+
+    pub(crate) fn certificate_pem(&self) -> &str {
+        self.ca.certificate_pem()
+    }
+
+    /// Lets a host in: its token is used up, and its first certificate is signed.
+    pub(crate) async fn join(
+        &self,
+        store: &Store,
+        digest: &str,
+        host: &Name,
+        key: &PublicKey,
+        deed: Deed,
+    ) -> Result<(JoinGrant, String), ServiceError> {
+        let (serial, certificate) = next(host, deed.at)?;
+        let grant = store.join(digest, &certificate, deed).await?;
+        Ok((grant, self.sign(host, key, serial, &certificate)?))
+    }
+
+    /// Signs a host's next certificate.
+    pub(crate) async fn renew(
+        &self,
+        store: &Store,
+        host: &Name,
+        key: &PublicKey,
+        deed: Deed,
+    ) -> Result<String, ServiceError> {
+        let (serial, certificate) = next(host, deed.at)?;
+        store.renew(&certificate, deed).await?;
+        self.sign(host, key, serial, &certificate)
+    }
+
+    fn sign(
+        &self,
+        host: &Name,
+        key: &PublicKey,
+        serial: Serial,
+        certificate: &Certificate,
+    ) -> Result<String, ServiceError> {
+        let subject = Subject::Host(host.as_str().parse().map_err(ServiceError::internal)?);
+        let until = system_time(certificate.not_after);
+        let signed = self.ca.certify(&subject, key, serial, SystemTime::now(), until)?;
+        Ok(pki::to_pem(&signed))
+    }
+
+    /// A fresh revocation list, as PEM.
+    pub(crate) async fn revocations(&self, store: &Store, now: Timestamp) -> Result<String, ServiceError> {
+        let number =
+            store.fact(LIST_NUMBER).await?.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0) + 1;
+        store.set_facts(&[(LIST_NUMBER, &number.to_string())]).await?;
+        let mut revoked = Vec::new();
+        for one in store.revoked_certificates(now).await? {
+            let serial = one.serial.parse().map_err(ServiceError::internal)?;
+            revoked.push(Revoked { serial, since: system_time(one.since) });
+        }
+        let now = system_time(now);
+        let next = now + Duration::from_secs(u64::from(CRL_DAYS) * 86_400);
+        Ok(self.ca.list(number, &revoked, now, next)?)
+    }
+
+    /// The certificate that is shown now. One that cannot be replaced is shown for longer.
+    fn shown(&self) -> Arc<CertifiedKey> {
+        let mut held = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = SystemTime::now();
+        if now.duration_since(held.since).is_ok_and(|age| age > OWN_AGE) {
+            match own(&self.ca, &self.names, now) {
+                Ok(key) => *held = Own { key, since: now },
+                Err(error) => tracing::error!(%error, "cannot renew the coordinator's own certificate"),
+            }
+        }
+        Arc::clone(&held.key)
+    }
+}
+
+impl ResolvesServerCert for Authority {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.shown())
+    }
+}
+
+fn own(ca: &Ca, names: &[String], now: SystemTime) -> Result<Arc<CertifiedKey>, ServiceError> {
+    let key = NewKey::generate()?;
+    let mut all = vec![control_api::SERVER_NAME.to_owned()];
+    all.extend(names.iter().cloned());
+    let certificate =
+        ca.certify(&Subject::Coordinator(all), &key.public(), Serial::random()?, now, now + OWN_VALID)?;
+    let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.der()?.to_vec()));
+    let key = rustls::crypto::ring::sign::any_eddsa_type(match &der {
+        PrivateKeyDer::Pkcs8(der) => der,
+        _ => return Err(ServiceError::internal("the key is no PKCS#8")),
+    })?;
+    // With the CA, by whose fingerprint a new host knows it.
+    let chain = vec![certificate, ca.certificate().clone()];
+    Ok(Arc::new(CertifiedKey::new(chain, key)))
+}
+
+fn next(host: &Name, now: Timestamp) -> Result<(Serial, Certificate), ServiceError> {
+    let serial = Serial::random()?;
+    let not_after = now.checked_add(HOST_VALID).map_err(|error| ServiceError::internal(error.to_string()))?;
+    Ok((serial, Certificate { serial: serial.to_string(), host: host.clone(), not_after }))
+}
+
+fn system_time(time: Timestamp) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(time.as_millisecond()).unwrap_or(0))
+}

@@ -1,0 +1,163 @@
+//! What all parts of the coordinator share: the store, the CA, who is connected, and the news that wake lines up.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use model::audit::Deed;
+use model::migration::{Migration, Progress};
+use model::{Name, Timestamp};
+use store::{Store, StoreError, StoreErrorKind};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::authority::Authority;
+use crate::error::ServiceError;
+
+/// The fleet.
+#[derive(Debug)]
+pub(crate) struct Fleet {
+    pub(crate) store: Store,
+    pub(crate) authority: Arc<Authority>,
+    lines: Mutex<BTreeMap<Name, Connected>>,
+    /// Something else is wanted of some host.
+    wanted: watch::Sender<u64>,
+    /// Somebody was revoked.
+    revoked: watch::Sender<u64>,
+}
+
+/// A host's line.
+#[derive(Debug)]
+struct Connected {
+    since: Timestamp,
+    seen: Timestamp,
+    /// Ends the line: a newer one has taken its place.
+    end: CancellationToken,
+}
+
+/// Now, as the store keeps it.
+pub(crate) fn now() -> Timestamp {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let milliseconds = i64::try_from(since.as_millis()).unwrap_or(i64::MAX);
+    Timestamp::from_millisecond(milliseconds).unwrap_or(Timestamp::MAX)
+}
+
+impl Fleet {
+    pub(crate) async fn open(folder: &Path, names: Vec<String>) -> Result<Arc<Self>, ServiceError> {
+        let store = Store::open(folder).await?;
+        let authority = Authority::open(folder, &store, names).await?;
+        let (wanted, revoked) = (watch::Sender::new(0), watch::Sender::new(0));
+        Ok(Arc::new(Self { store, authority, lines: Mutex::new(BTreeMap::new()), wanted, revoked }))
+    }
+
+    fn lines(&self) -> MutexGuard<'_, BTreeMap<Name, Connected>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A host's line is open. What comes back ends it.
+    pub(crate) fn connected(&self, host: &Name) -> CancellationToken {
+        let (end, now) = (CancellationToken::new(), now());
+        let new = Connected { since: now, seen: now, end: end.clone() };
+        if let Some(older) = self.lines().insert(host.clone(), new) {
+            older.end.cancel();
+        }
+        end
+    }
+
+    /// A host said something.
+    pub(crate) fn saw(&self, host: &Name) {
+        if let Some(line) = self.lines().get_mut(host) {
+            line.seen = now();
+        }
+    }
+
+    /// A line is closed; gives when its host was heard of last, unless a newer line has taken its place.
+    pub(crate) fn disconnected(&self, host: &Name, end: &CancellationToken) -> Option<Timestamp> {
+        if end.is_cancelled() {
+            return None;
+        }
+        self.lines().remove(host).map(|line| line.seen)
+    }
+
+    /// Since when hosts are connected, and when they were heard of last.
+    pub(crate) fn connections(&self) -> BTreeMap<Name, (Timestamp, Timestamp)> {
+        self.lines().iter().map(|(name, line)| (name.clone(), (line.since, line.seen))).collect()
+    }
+
+    pub(crate) fn wanted(&self) -> watch::Receiver<u64> {
+        self.wanted.subscribe()
+    }
+
+    pub(crate) fn revoked(&self) -> watch::Receiver<u64> {
+        self.revoked.subscribe()
+    }
+
+    /// Wakes the lines up to tell their hosts what is wanted now.
+    pub(crate) fn tell(&self) {
+        self.wanted.send_modify(|count| *count += 1);
+    }
+
+    /// Revokes a host: its line ends, and all others get the new list.
+    pub(crate) async fn revoke(&self, host: &Name, deed: Deed) -> Result<(), StoreError> {
+        self.store.revoke_host(host, deed).await?;
+        self.revoked.send_modify(|count| *count += 1);
+        Ok(())
+    }
+
+    /// Takes in what a host says of a migration. What is not known here was begun on the host itself.
+    pub(crate) async fn moved(
+        &self,
+        host: &Name,
+        id: &str,
+        role: &str,
+        progress: Progress,
+    ) -> Result<Option<Migration>, StoreError> {
+        self.update(id, |migration| match role {
+            "source" if migration.source == *host => migration.at_source = Some(progress),
+            "destination" if migration.destination == *host => migration.at_destination = Some(progress),
+            _ => tracing::warn!(%host, id, role, "a host speaks of a migration that is none of its own"),
+        })
+        .await
+    }
+
+    /// The source would not begin.
+    pub(crate) async fn refused(
+        &self,
+        host: &Name,
+        id: &str,
+        why: String,
+    ) -> Result<Option<Migration>, StoreError> {
+        self.update(id, |migration| {
+            if migration.source == *host && migration.at_source.is_none() {
+                migration.refusal = Some(why);
+            }
+        })
+        .await
+    }
+
+    async fn update(
+        &self,
+        id: &str,
+        change: impl FnOnce(&mut Migration) + Send,
+    ) -> Result<Option<Migration>, StoreError> {
+        let updated = self.store.update_migration(id, |migration| {
+            if migration.state.is_final() {
+                return;
+            }
+            change(migration);
+            let state = migration.read();
+            if state != migration.state {
+                migration.state = state;
+                migration.changed = now();
+            }
+        });
+        let updated = match updated.await {
+            Err(error) if error.kind() == StoreErrorKind::NotFound => return Ok(None),
+            updated => updated?,
+        };
+        if updated.as_ref().is_some_and(|migration| migration.state.is_final()) {
+            self.tell();
+        }
+        Ok(updated)
+    }
+}

@@ -1,0 +1,99 @@
+//! The line's messages as the coordinator's values, and the other way round. What hosts say is bounded here.
+
+use control_api::v1;
+use model::host::{Host, Observed, Pool, Vm};
+use model::migration::{Migration, Mode, Progress, Wish};
+
+/// Longest name, version, state.
+const SHORT: usize = 256;
+/// Longest explanation.
+const LONG: usize = 4096;
+/// Longest report of a migration, bytes.
+const REPORT: usize = 64 << 10;
+/// Addresses of a host.
+pub(super) const MOST_ADDRESSES: usize = 8;
+/// Migrations in one message: as many as an agent keeps.
+pub(super) const MOST_MIGRATIONS: usize = 1024;
+const MOST_POOLS: usize = 256;
+const MOST_VMS: usize = 16_384;
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    data_encoding::HEXLOWER.encode(bytes)
+}
+
+pub(super) fn short(text: &str) -> String {
+    text.chars().take(SHORT).collect()
+}
+
+pub(super) fn long(text: &str) -> String {
+    text.chars().take(LONG).collect()
+}
+
+/// What is wanted of a migration's source.
+pub(super) fn migration(migration: &Migration, destination: &Host) -> v1::Migration {
+    let address = destination.observed.as_ref().and_then(|observed| observed.addresses.first());
+    let options = &migration.options;
+    let mode = match options.mode {
+        Mode::Live => v1::Mode::Live,
+        Mode::Warm => v1::Mode::Warm,
+        Mode::Cold => v1::Mode::Cold,
+    };
+    let wish = match migration.wish {
+        Wish::Arrive => v1::Wish::Arrive,
+        Wish::Cancel => v1::Wish::Cancel,
+        Wish::Finalise => v1::Wish::Finalise,
+        Wish::TakeBack => v1::Wish::TakeBack,
+        Wish::KeepSource => v1::Wish::KeepSource,
+        Wish::KeepDestination => v1::Wish::KeepDestination,
+    };
+    v1::Migration {
+        id: migration.id.clone(),
+        vm: migration.vm.clone(),
+        peer: migration.destination.to_string(),
+        to: address.map(|address| format!("novaferry://{address}")).unwrap_or_default(),
+        mode: mode.into(),
+        max_downtime_ms: options.max_downtime_ms.unwrap_or(0),
+        limit: options.limit.unwrap_or(0),
+        hold: options.hold,
+        dry_run: options.dry_run,
+        wish: wish.into(),
+    }
+}
+
+/// What a host says of itself, over what it said before.
+pub(super) fn take_in(observed: &mut Observed, news: v1::Observed) {
+    let host = news.host.unwrap_or_default();
+    observed.processors = host.processors;
+    observed.memory_bytes = host.memory_bytes;
+    observed.memory_available_bytes = host.memory_available_bytes;
+    observed.processor = short(&host.processor);
+    observed.kvm = host.kvm;
+    let pools = host.pools.into_iter().take(MOST_POOLS);
+    observed.pools =
+        pools.map(|pool| Pool { name: short(&pool.name), free_bytes: pool.free_bytes }).collect();
+    let vms = news.vms.into_iter().take(MOST_VMS).map(|vm| Vm {
+        id: short(&vm.id),
+        name: short(&vm.name),
+        state: short(&vm.state),
+        access: short(&vm.access),
+        reason: long(&vm.reason),
+    });
+    observed.vms = vms.collect();
+}
+
+pub(super) fn progress(said: v1::Progress) -> Progress {
+    let report = if said.report.len() > REPORT { "" } else { &said.report };
+    Progress {
+        state: short(&said.state),
+        over: said.over,
+        generation: said.generation,
+        disk_done: said.disk_done,
+        disk_total: said.disk_total,
+        ram_remaining: said.ram_remaining,
+        ram_total: said.ram_total,
+        rate: said.rate,
+        expected_downtime_ms: said.expected_downtime_ms,
+        // It is for people; what is no JSON is left out.
+        report: serde_json::from_str(report).unwrap_or_default(),
+    }
+}

@@ -1,0 +1,438 @@
+//! The coordinator as a whole, over real sockets and real TLS: agents by their own client, people by an HTTP client.
+
+use std::time::Duration;
+
+use control_api::v1::from_agent::What as Said;
+use control_api::v1::to_agent::What as Told;
+use control_api::v1::{self, FromAgent, ToAgent};
+use control_api::{Client, PROTOCOL, PROTOCOL_LEAST, dial, mutual, pinned};
+use pki::NewKey;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status, Streaming};
+
+use super::*;
+
+/// Far beyond what anything takes here.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A coordinator, and an administrator.
+struct World {
+    folder: tempfile::TempDir,
+    agents: String,
+    api: String,
+    admin: String,
+    stop: CancellationToken,
+    running: tokio::task::JoinHandle<Result<(), ServiceError>>,
+}
+
+impl World {
+    async fn new() -> Self {
+        Self::within(tempfile::tempdir().unwrap()).await
+    }
+
+    async fn within(folder: tempfile::TempDir) -> Self {
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let settings = Settings { state: folder.path().to_owned(), agents: any, api: any, names: Vec::new() };
+        let service = Service::open(settings).await.unwrap();
+        let (agents, api) = (service.agents().unwrap().to_string(), service.api().unwrap().to_string());
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(service.run(stop.clone()));
+        let admin = std::fs::read_to_string(folder.path().join("admin-token")).unwrap().trim().to_owned();
+        Self { folder, agents, api, admin, stop, running }
+    }
+
+    async fn again(self) -> Self {
+        self.stop.cancel();
+        self.running.await.unwrap().unwrap();
+        Self::within(self.folder).await
+    }
+
+    async fn ask_as(&self, token: &str, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        let ca = std::fs::read(self.folder.path().join("ca.pem")).unwrap();
+        let url = format!("https://{}{path}", self.api);
+        let (token, method) = (token.to_owned(), method.to_owned());
+        let asked = tokio::task::spawn_blocking(move || {
+            let root = ureq::tls::Certificate::from_pem(&ca).unwrap();
+            let tls = ureq::tls::TlsConfig::builder()
+                .root_certs(ureq::tls::RootCerts::new_with_certs(&[root]))
+                .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .build();
+            let agent = ureq::Agent::config_builder().tls_config(tls).http_status_as_error(false).build();
+            let agent = ureq::Agent::new_with_config(agent);
+            let request = ureq::http::Request::builder()
+                .method(method.as_str())
+                .uri(url)
+                .header("authorization", format!("Bearer {token}"))
+                .header("content-type", "application/json");
+            let text = body.map(|body| body.to_string()).unwrap_or_default();
+            let mut response = agent.run(request.body(text).unwrap()).unwrap();
+            let text = response.body_mut().read_to_string().unwrap();
+            (response.status().as_u16(), serde_json::from_str(&text).unwrap_or(Value::String(text)))
+        });
+        asked.await.unwrap()
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        let (status, body) = self.ask_as(&self.admin, "GET", path, None).await;
+        assert_eq!(status, 200, "{body}");
+        body
+    }
+
+    async fn post(&self, path: &str, body: Value) -> (u16, Value) {
+        self.ask_as(&self.admin, "POST", path, Some(body)).await
+    }
+
+    async fn token(&self) -> String {
+        let (status, invited) = self.post("/v1/host-tokens", json!({ "site": "berlin" })).await;
+        assert_eq!(status, 201, "{invited}");
+        invited["token"].as_str().unwrap().to_owned()
+    }
+
+    async fn join_with(&self, token: &str, name: &str) -> Result<Host, Status> {
+        let parsed: control_api::JoinToken = token.parse().unwrap();
+        let mut client = dial(&self.agents, pinned(parsed.pin()).unwrap()).await.unwrap();
+        let key = NewKey::generate().unwrap();
+        let request = v1::JoinRequest {
+            protocol: PROTOCOL,
+            token: token.to_owned(),
+            host: name.to_owned(),
+            request: key.request().unwrap(),
+            version: "0.1.0".to_owned(),
+        };
+        let reply = client.join(request).await?.into_inner();
+        assert_eq!((reply.host.as_str(), reply.site.as_str()), (name, "berlin"));
+        let certificate = reply.certificate.unwrap();
+        Ok(Host { name: name.to_owned(), key, certificate })
+    }
+
+    async fn host(&self, name: &str) -> Host {
+        self.join_with(&self.token().await, name).await.unwrap()
+    }
+
+    /// Looks until it is so.
+    async fn until(&self, path: &str, so: impl Fn(&Value) -> bool) -> Value {
+        let looked = timeout(PATIENCE, async {
+            loop {
+                let value = self.get(path).await;
+                if so(&value) {
+                    return value;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        looked.await.unwrap_or_else(|_| panic!("{path} never became so"))
+    }
+}
+
+/// A host that has joined.
+struct Host {
+    name: String,
+    key: NewKey,
+    certificate: v1::Certificate,
+}
+
+/// Its line.
+struct Line {
+    said: mpsc::Sender<FromAgent>,
+    told: Streaming<ToAgent>,
+}
+
+impl Host {
+    async fn client(&self, world: &World) -> Client {
+        let pem = |text: &str| CertificateDer::from_pem_slice(text.as_bytes()).unwrap();
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.der().unwrap().to_vec()));
+        let tls =
+            mutual(vec![pem(&self.certificate.chain)], key, &[pem(&self.certificate.authorities)]).unwrap();
+        dial(&world.agents, tls).await.unwrap()
+    }
+
+    async fn line(&self, world: &World, seen: u64) -> Result<Line, Status> {
+        let mut client = self.client(world).await;
+        let (said, outbound) = mpsc::channel(16);
+        let told = client.connect(ReceiverStream::new(outbound)).await?.into_inner();
+        let mut line = Line { said, told };
+        let hello = v1::Hello {
+            protocol: PROTOCOL,
+            protocol_least: PROTOCOL_LEAST,
+            version: "0.1.0".to_owned(),
+            intent_generation: seen,
+            addresses: vec![format!("{}:7440", self.name)],
+            now_ms: fleet::now().as_millisecond(),
+        };
+        line.say(Said::Hello(hello)).await;
+        match line.next().await? {
+            Told::Welcome(welcome) => {
+                assert_eq!((welcome.protocol, welcome.site.as_str()), (PROTOCOL, "berlin"))
+            }
+            other => panic!("no welcome: {other:?}"),
+        }
+        Ok(line)
+    }
+}
+
+impl Line {
+    async fn say(&self, what: Said) {
+        self.said.send(FromAgent { what: Some(what) }).await.unwrap();
+    }
+
+    async fn next(&mut self) -> Result<Told, Status> {
+        let message = timeout(PATIENCE, self.told.message()).await.expect("nothing came")?;
+        Ok(message.ok_or_else(|| Status::aborted("the line ended"))?.what.unwrap())
+    }
+
+    async fn intent(&mut self) -> v1::Intent {
+        loop {
+            match self.next().await.unwrap() {
+                Told::Intent(intent) => return intent,
+                Told::Certificate(_) | Told::Beat(_) => {}
+                other @ Told::Welcome(_) => panic!("no intent: {other:?}"),
+            }
+        }
+    }
+
+    async fn has(&self, vms: &[&str]) {
+        let vms = vms.iter().map(|id| v1::Vm {
+            id: (*id).to_owned(),
+            name: format!("{id}'; DROP TABLE hosts; --<b>"),
+            state: "running".to_owned(),
+            access: "live".to_owned(),
+            reason: String::new(),
+        });
+        self.say(Said::Observed(v1::Observed { host: None, vms: vms.collect() })).await;
+    }
+
+    async fn moved(&self, id: &str, role: &str, state: &str, over: bool) {
+        let progress = v1::Progress {
+            id: id.to_owned(),
+            role: role.to_owned(),
+            state: state.to_owned(),
+            over,
+            report: r#"{"total_ms":7}"#.to_owned(),
+            ..v1::Progress::default()
+        };
+        self.say(Said::Moves(v1::Moves { migrations: vec![progress] })).await;
+    }
+}
+
+#[tokio::test]
+async fn a_token_lets_one_host_in_and_no_second() {
+    let world = World::new().await;
+    let token = world.token().await;
+    let host = world.join_with(&token, "host-a").await.unwrap();
+    let again = world.join_with(&token, "host-b").await.err().unwrap();
+    assert_eq!(again.code(), Code::PermissionDenied);
+    let mut line = host.line(&world, 0).await.unwrap();
+    assert_eq!(line.intent().await.migrations, []);
+    let hosts = world.until("/v1/hosts", |hosts| hosts[0]["connected"].is_string()).await;
+    assert_eq!((&hosts[0]["name"], &hosts[0]["site"]), (&json!("host-a"), &json!("berlin")));
+    drop(line);
+    world.until("/v1/hosts", |hosts| hosts[0]["connected"].is_null()).await;
+    let log = world.get("/v1/audit").await;
+    let deeds: Vec<_> =
+        log.as_array().unwrap().iter().map(|entry| entry["action"].as_str().unwrap()).collect();
+    assert_eq!(deeds, ["manage-tokens", "invite-host", "join"]);
+    assert_eq!(world.get("/v1/audit/check").await["entries"], 3);
+}
+
+#[tokio::test]
+async fn strangers_get_no_line() {
+    let (world, other) = (World::new().await, World::new().await);
+    let token: control_api::JoinToken = world.token().await.parse().unwrap();
+    // Without a certificate.
+    let mut client = dial(&world.agents, pinned(token.pin()).unwrap()).await.unwrap();
+    let (_said, outbound) = mpsc::channel(1);
+    let refused = client.connect(ReceiverStream::new(outbound)).await.err().unwrap();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    // A host of another coordinator, and one that trusts another coordinator.
+    let stranger = other.host("host-a").await;
+    assert!(dial(&other.agents, pinned(token.pin()).unwrap()).await.is_err(), "another's pin");
+    let pem = |text: &str| CertificateDer::from_pem_slice(text.as_bytes()).unwrap();
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(stranger.key.der().unwrap().to_vec()));
+    let ca = pem(&std::fs::read_to_string(world.folder.path().join("ca.pem")).unwrap());
+    let tls = mutual(vec![pem(&stranger.certificate.chain)], key, &[ca]).unwrap();
+    let refused = match dial(&world.agents, tls).await {
+        Err(_) => true,
+        // TLS 1.3: the server's word about a client's certificate comes with the first answer.
+        Ok(mut client) => {
+            let (_said, outbound) = mpsc::channel(1);
+            client.connect(ReceiverStream::new(outbound)).await.is_err()
+        }
+    };
+    assert!(refused);
+}
+
+#[tokio::test]
+async fn a_host_gets_its_next_certificate_over_its_line() {
+    let world = World::new().await;
+    let mut host = world.host("host-a").await;
+    let mut line = host.line(&world, 0).await.unwrap();
+    line.intent().await;
+    let key = NewKey::generate().unwrap();
+    line.say(Said::Renew(v1::Renew { request: key.request().unwrap() })).await;
+    let Told::Certificate(certificate) = line.next().await.unwrap() else { panic!("no certificate") };
+    assert!(!certificate.chain.is_empty() && certificate.chain != host.certificate.chain);
+    (host.key, host.certificate) = (key, certificate);
+    let mut newer = host.line(&world, 0).await.unwrap();
+    newer.intent().await;
+    assert_eq!(line.next().await.unwrap_err().code(), Code::Aborted, "the newer line replaces it");
+}
+
+#[tokio::test]
+async fn a_revoked_host_loses_its_line_and_the_others_learn_of_it() {
+    let world = World::new().await;
+    let (a, b) = (world.host("host-a").await, world.host("host-b").await);
+    let (mut line_a, mut line_b) = (a.line(&world, 0).await.unwrap(), b.line(&world, 0).await.unwrap());
+    line_a.intent().await;
+    line_b.intent().await;
+    assert_eq!(world.post("/v1/hosts/host-a/revoke", json!({})).await.0, 204);
+    assert_eq!(line_a.next().await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(a.line(&world, 0).await.err().unwrap().code(), Code::Unauthenticated);
+    let Told::Certificate(news) = line_b.next().await.unwrap() else { panic!("no list") };
+    assert!(news.chain.is_empty() && news.revocations != b.certificate.revocations);
+    assert!(world.join_with(&world.token().await, "host-a").await.is_err(), "it stays out");
+    assert_eq!(world.post("/v1/hosts/host-c/revoke", json!({})).await.0, 404);
+}
+
+#[tokio::test]
+async fn a_vm_moves_as_its_hosts_say() {
+    let world = World::new().await;
+    let (a, b) = (world.host("host-a").await, world.host("host-b").await);
+    let (mut line_a, mut line_b) = (a.line(&world, 0).await.unwrap(), b.line(&world, 0).await.unwrap());
+    line_a.intent().await;
+    line_b.intent().await;
+    line_a.has(&["web-1", "web-2"]).await;
+    line_b.has(&["db-1"]).await;
+    world.until("/v1/vms", |vms| vms.as_array().unwrap().len() == 3).await;
+    let (status, begun) = world.post("/v1/migrations", json!({ "vm": "web-1", "to": "host-b" })).await;
+    assert_eq!((status, &begun["state"]), (202, &json!("queued")), "{begun}");
+    let id = begun["id"].as_str().unwrap().to_owned();
+    let wanted = line_a.intent().await;
+    let [migration] = &wanted.migrations[..] else { panic!("{wanted:?}") };
+    assert_eq!(
+        (migration.id.as_str(), migration.vm.as_str(), migration.peer.as_str()),
+        (id.as_str(), "web-1", "host-b")
+    );
+    assert_eq!((migration.to.as_str(), migration.wish()), ("novaferry://host-b:7440", v1::Wish::Arrive));
+    // A second operator, and a VM that is nowhere.
+    assert_eq!(world.post("/v1/migrations", json!({ "vm": "web-1", "to": "host-b" })).await.0, 409);
+    assert_eq!(world.post("/v1/migrations", json!({ "vm": "nobody", "to": "host-b" })).await.0, 404);
+    assert_eq!(world.post("/v1/migrations", json!({ "vm": "web-2", "to": "host-a" })).await.0, 409);
+    let path = format!("/v1/migrations/{id}");
+    line_a.moved(&id, "source", "pre-copy", false).await;
+    world.until(&path, |migration| migration["state"] == "moving").await;
+    // Another host's words about it count for nothing; nor do the source's alone.
+    line_b.moved(&id, "source", "finalised", true).await;
+    line_a.moved(&id, "source", "finalised", true).await;
+    world.until(&path, |migration| migration["state"] == "proving").await;
+    line_b.moved(&id, "destination", "running", false).await;
+    let done = world.until(&path, |migration| migration["state"] == "completed").await;
+    assert_eq!(done["at_source"]["report"]["total_ms"], 7);
+    assert_eq!(line_a.intent().await.migrations, []);
+    assert_eq!(world.post(&format!("{path}/wish"), json!({ "wish": "cancel" })).await.0, 409);
+    let page = world.get("/v1/migrations?limit=1").await;
+    assert_eq!(page["migrations"].as_array().unwrap().len(), 1);
+    let next = page["next"].as_str().unwrap();
+    assert_eq!(world.get(&format!("/v1/migrations?before={next}")).await["migrations"], json!([]));
+}
+
+#[tokio::test]
+async fn wishes_reach_the_source() {
+    let world = World::new().await;
+    let (a, b) = (world.host("host-a").await, world.host("host-b").await);
+    let (mut line_a, line_b) = (a.line(&world, 0).await.unwrap(), b.line(&world, 0).await.unwrap());
+    line_a.intent().await;
+    line_a.has(&["web-1"]).await;
+    line_b.has(&[]).await;
+    world.until("/v1/hosts", |hosts| hosts[1]["observed"].is_object()).await;
+    world.until("/v1/vms", |vms| vms.as_array().unwrap().len() == 1).await;
+    let id = world.post("/v1/migrations", json!({ "vm": "web-1", "to": "host-b" })).await.1["id"].clone();
+    let path = format!("/v1/migrations/{}", id.as_str().unwrap());
+    line_a.intent().await;
+    let wish = |wish: Value| {
+        let (world, path) = (&world, format!("{path}/wish"));
+        async move { world.post(&path, wish).await.0 }
+    };
+    assert_eq!(wish(json!({ "wish": "finalise" })).await, 409);
+    assert_eq!(wish(json!({ "wish": "keep-source" })).await, 422, "without the operator's word");
+    assert_eq!(
+        wish(json!({ "wish": "keep-source", "other_side_is_off": true })).await,
+        409,
+        "there is no doubt"
+    );
+    assert_eq!(wish(json!({ "wish": "cancel" })).await, 200);
+    assert_eq!(line_a.intent().await.migrations[0].wish(), v1::Wish::Cancel);
+    let why = "there is no VM \"web-1\" here";
+    let refused = v1::Refused { migration: id.as_str().unwrap().to_owned(), why: why.to_owned() };
+    line_a.say(Said::Refused(refused)).await;
+    let over = world.until(&path, |migration| migration["state"] == "refused").await;
+    assert_eq!(over["refusal"], why);
+}
+
+#[tokio::test]
+async fn a_restart_forgets_nothing_and_an_old_database_goes_beyond_what_hosts_saw() {
+    let world = World::new().await;
+    let (a, b) = (world.host("host-a").await, world.host("host-b").await);
+    let (line_a, line_b) = (a.line(&world, 0).await.unwrap(), b.line(&world, 0).await.unwrap());
+    line_a.has(&["web-1"]).await;
+    line_b.has(&[]).await;
+    world.until("/v1/hosts", |hosts| hosts[1]["observed"].is_object()).await;
+    world.until("/v1/vms", |vms| vms.as_array().unwrap().len() == 1).await;
+    let (status, begun) = world.post("/v1/migrations", json!({ "vm": "web-1", "to": "host-b" })).await;
+    assert_eq!(status, 202, "{begun}");
+    let world = world.again().await;
+    let mut line_a = a.line(&world, 40).await.unwrap();
+    let wanted = line_a.intent().await;
+    assert!(wanted.generation > 40, "{}", wanted.generation);
+    assert_eq!(begun["id"], json!(wanted.migrations[0].id));
+}
+
+#[tokio::test]
+async fn roles_and_hostile_requests() {
+    let world = World::new().await;
+    let (status, made) = world.post("/v1/tokens", json!({ "name": "eyes", "role": "viewer" })).await;
+    assert_eq!(status, 201, "{made}");
+    let viewer = made["token"].as_str().unwrap();
+    assert_eq!(world.ask_as(viewer, "GET", "/v1/hosts", None).await.0, 200);
+    for (method, path, body) in [
+        ("POST", "/v1/host-tokens", json!({ "site": "berlin" })),
+        ("POST", "/v1/migrations", json!({ "vm": "a", "to": "b" })),
+        ("POST", "/v1/tokens", json!({ "name": "me", "role": "admin" })),
+        ("GET", "/v1/audit", json!({})),
+    ] {
+        let (status, problem) = world.ask_as(viewer, method, path, Some(body)).await;
+        assert_eq!((status, &problem["code"]), (403, &json!("forbidden")), "{path}");
+    }
+    for token in ["", "nfa1_x", "x", &"n".repeat(5000)] {
+        assert_eq!(world.ask_as(token, "GET", "/v1/hosts", None).await.0, 401);
+    }
+    for (path, body, expected) in [
+        ("/v1/migrations", json!({ "vm": "a" }), 422),
+        ("/v1/migrations", json!({ "vm": "a", "to": "b", "x": 1 }), 422),
+        ("/v1/migrations", json!({ "vm": "a", "to": "../b" }), 422),
+        ("/v1/migrations", json!({ "vm": "x".repeat(100_000), "to": "b" }), 413),
+        ("/v1/host-tokens", json!({ "site": "Berlin!" }), 422),
+        ("/v1/host-tokens", json!({ "site": "berlin", "expires_seconds": 0 }), 422),
+        ("/v1/tokens", json!({ "name": "", "role": "viewer" }), 422),
+        ("/v1/nothing", json!({}), 404),
+    ] {
+        let (status, problem) = world.post(path, body).await;
+        assert_eq!(status, expected, "{path}: {problem}");
+        assert_eq!(problem["status"], expected, "{problem}");
+    }
+    let deep = "[".repeat(50_000);
+    let (status, problem) = world.post("/v1/migrations", Value::String(deep)).await;
+    assert_eq!(status, 422, "{problem}");
+    let id = made["id"].as_str().unwrap();
+    assert_eq!(world.post(&format!("/v1/tokens/{id}/revoke"), json!({})).await.0, 204);
+    assert_eq!(world.ask_as(viewer, "GET", "/v1/hosts", None).await.0, 401);
+    let refused = world.get("/v1/audit").await;
+    let refused = refused.as_array().unwrap().iter().filter(|entry| entry["outcome"] == "refused").count();
+    assert_eq!(refused, 4);
+    assert_eq!(world.get("/v1/health").await["status"], "ok");
+}

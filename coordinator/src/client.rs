@@ -1,0 +1,135 @@
+//! The coordinator's API, asked by the command line.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
+
+use crate::failure::Failure;
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Largest answer that is read, bytes: a fleet of 10,000 VMs takes about 4 MiB.
+const MOST_ANSWER: u64 = 64 << 20;
+
+/// Whom to ask, and as whom.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Access {
+    /// The coordinator's API.
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "NOVAFERRY_URL",
+        hide_env_values = true,
+        default_value = "https://localhost:7443",
+        help_heading = "Access"
+    )]
+    url: String,
+    /// File with the API token.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "NOVAFERRY_TOKEN_FILE",
+        hide_env_values = true,
+        default_value = "/var/lib/novaferry-coordinator/admin-token",
+        help_heading = "Access"
+    )]
+    token_file: PathBuf,
+    /// The coordinator's CA certificate.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "NOVAFERRY_CA",
+        hide_env_values = true,
+        default_value = "/var/lib/novaferry-coordinator/ca.pem",
+        help_heading = "Access"
+    )]
+    ca: PathBuf,
+}
+
+/// An open way to the API.
+#[derive(Debug)]
+pub(crate) struct Client {
+    agent: ureq::Agent,
+    url: String,
+    token: String,
+}
+
+impl Access {
+    pub(crate) fn open(&self) -> Result<Client, Failure> {
+        let read = |path: &PathBuf, what: &str, flag: &str| {
+            std::fs::read_to_string(path).map_err(|error| {
+                let advice = format!("name it with {flag}, or run this as a user who may read it");
+                Failure::new("access", format!("cannot read {what} {}: {error}", path.display()), advice)
+                    .usage()
+            })
+        };
+        let token =
+            read(&self.token_file, "the token", "--token-file or NOVAFERRY_TOKEN_FILE")?.trim().to_owned();
+        let ca = read(&self.ca, "the CA certificate", "--ca or NOVAFERRY_CA")?;
+        let root = Certificate::from_pem(ca.as_bytes()).map_err(|error| {
+            let what = format!("{} is no certificate: {error}", self.ca.display());
+            Failure::new("access", what, "copy ca.pem from the coordinator's state folder").usage()
+        })?;
+        let tls = TlsConfig::builder()
+            .root_certs(RootCerts::new_with_certs(&[root]))
+            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .build();
+        let config = ureq::Agent::config_builder()
+            .tls_config(tls)
+            .http_status_as_error(false)
+            .timeout_global(Some(PATIENCE))
+            .user_agent(concat!("novaferry/", env!("CARGO_PKG_VERSION")));
+        let agent = ureq::Agent::new_with_config(config.build());
+        Ok(Client { agent, url: self.url.trim_end_matches('/').to_owned(), token })
+    }
+}
+
+impl Client {
+    pub(crate) fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        let request = self.agent.get(format!("{}{path}", self.url));
+        self.read(request.header("authorization", format!("Bearer {}", self.token)).call())
+    }
+
+    pub(crate) fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Failure> {
+        let request = self.agent.post(format!("{}{path}", self.url));
+        self.read(request.header("authorization", format!("Bearer {}", self.token)).send_json(body))
+    }
+
+    fn read<T: DeserializeOwned>(
+        &self,
+        answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    ) -> Result<T, Failure> {
+        let unreachable = |error: ureq::Error| {
+            let advice = "check --url and that the coordinator runs; --ca must be of this very coordinator";
+            Failure::new("unreachable", format!("cannot ask {}: {error}", self.url), advice)
+        };
+        let mut answer = answer.map_err(unreachable)?;
+        let text =
+            answer.body_mut().with_config().limit(MOST_ANSWER).read_to_string().map_err(unreachable)?;
+        if answer.status().is_success() {
+            let text = if text.is_empty() { "null" } else { &text };
+            return serde_json::from_str(text).map_err(|error| {
+                let what = format!("the answer is not one to what was asked: {error}");
+                Failure::new("answer", what, "use the same release of the coordinator and the command")
+            });
+        }
+        let problem: Value = serde_json::from_str(&text).unwrap_or_default();
+        match (problem["code"].as_str(), problem["detail"].as_str()) {
+            (Some(code), Some(detail)) => Err(Failure::told(code, detail)),
+            _ => Err(Failure::new(
+                "answer",
+                format!("{} answers {} without a reason", self.url, answer.status()),
+                "check --url: is this the coordinator?",
+            )),
+        }
+    }
+}

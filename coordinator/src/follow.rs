@@ -1,0 +1,152 @@
+//! Following a migration until nothing happens any more without a word.
+
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use model::migration::{Migration, State};
+use serde_json::Value;
+
+use crate::client::Client;
+use crate::failure::Failure;
+use crate::output::{self, Format, plain};
+
+/// How often the coordinator is asked.
+const LOOK: Duration = Duration::from_millis(300);
+/// How long one that does not answer is waited for: it may be restarting.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Follows it, and says how it went.
+pub(crate) fn follow(client: &Client, id: &str, format: Format) -> Result<(), Failure> {
+    let path = format!("/v1/migrations/{id}");
+    let terminal = format == Format::Text && std::io::stderr().is_terminal();
+    let (mut heard, mut last) = (Instant::now(), None);
+    loop {
+        match client.get::<Migration>(&path) {
+            Ok(migration) => {
+                heard = Instant::now();
+                let state = migration.state;
+                if terminal {
+                    drop(write!(std::io::stderr(), "\r\x1b[K{}", progress(&migration)));
+                } else if last != Some(state) {
+                    match format {
+                        Format::Json => output::json(&migration),
+                        Format::Text => output::line(&progress(&migration)),
+                    }
+                }
+                last = Some(state);
+                if let Some(end) = verdict(&migration) {
+                    if terminal {
+                        drop(writeln!(std::io::stderr()));
+                    }
+                    return end.map(|said| {
+                        if format == Format::Text {
+                            output::line(&said);
+                        }
+                    });
+                }
+            }
+            Err(failure) if heard.elapsed() > PATIENCE || failure.code != "unreachable" => {
+                return Err(failure);
+            }
+            Err(_) => {}
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+fn progress(migration: &Migration) -> String {
+    let mut text = format!("{}  {}", short(&migration.id), migration.state.as_str());
+    if let Some(progress) = &migration.at_source {
+        text.push_str(&format!("  {}", plain(&progress.state)));
+        let share = |done: u64, all: u64| done.saturating_mul(100).checked_div(all);
+        if let Some(percent) = share(progress.disk_done, progress.disk_total) {
+            text.push_str(&format!("  disks {percent} %"));
+        }
+        if let Some(percent) =
+            share(progress.ram_total.saturating_sub(progress.ram_remaining), progress.ram_total)
+        {
+            text.push_str(&format!("  memory {percent} %"));
+        }
+        if progress.rate > 0 {
+            text.push_str(&format!("  {} MB/s", progress.rate / 1_000_000));
+        }
+        if progress.expected_downtime_ms > 0 {
+            text.push_str(&format!("  pause {} ms", progress.expected_downtime_ms));
+        }
+    }
+    text
+}
+
+/// The first digits, by which people name it.
+pub(crate) fn short(id: &str) -> &str {
+    id.get(..8).unwrap_or(id)
+}
+
+/// What it came to, or none while there is something to wait for.
+fn verdict(migration: &Migration) -> Option<Result<String, Failure>> {
+    let Migration { vm, destination, id, .. } = migration;
+    let text = |of: &Value| plain(of.as_str().unwrap_or_default());
+    let report = migration.at_source.as_ref().map_or(&Value::Null, |progress| &progress.report);
+    let why = text(&report["text"]);
+    let figures = &report["report"];
+    let failed = |code: &str, message: String, advice: &str| Some(Err(Failure::new(code, message, advice)));
+    match migration.state {
+        State::Completed | State::Held => {
+            let mut said = format!("done: {vm} runs at {destination}");
+            if let Some(total) = figures["total_ms"].as_u64() {
+                said.push_str(&format!(", after {:.1} s", Duration::from_millis(total).as_secs_f32()));
+            }
+            if let Some(pause) = figures["downtime_ms"].as_u64() {
+                said.push_str(&format!(", with a pause of {pause} ms"));
+            }
+            if migration.state == State::Held {
+                said.push_str(&format!("\nthe old copy is kept until: novaferry migration finalise {id}"));
+            }
+            Some(Ok(said))
+        }
+        State::Rehearsed => match blocking(report) {
+            None => {
+                Some(Ok(format!("nothing stands against moving {vm} to {destination}; nothing was changed")))
+            }
+            Some(finding) => failed(
+                "migration-blocked",
+                format!("{vm} cannot be moved so: {finding}"),
+                "correct the cause; nothing was changed",
+            ),
+        },
+        State::Refused => {
+            let why = migration.refusal.as_deref().unwrap_or_default();
+            Some(Err(Failure::told("migration-refused", &format!("{}: {why}", migration.source))))
+        }
+        State::Undone => failed(
+            "migration-undone",
+            format!("{vm} stays at {}: {why}", migration.source),
+            "correct the cause and migrate again",
+        ),
+        State::Stopped => failed(
+            "migration-stopped",
+            format!("{vm} runs nowhere: {why}"),
+            "its disks at the source are the truth: look at the log of its QEMU, and start it there again",
+        ),
+        State::Lost => failed(
+            "migration-lost",
+            format!("{vm} is lost at {destination}: {why}"),
+            "its disks there are what is left",
+        ),
+        State::InDoubt | State::DestinationLost => failed(
+            "migration-in-doubt",
+            format!("{vm}: {}", if why.is_empty() { migration.state.as_str() } else { &why }),
+            &format!(
+                "see the runbook; then: novaferry migration resolve {id} --keep source|destination --other-side-is-off"
+            ),
+        ),
+        State::Queued | State::Moving | State::CuttingOver | State::Proving | State::Undoing => None,
+    }
+}
+
+/// The first finding that blocks.
+fn blocking(report: &Value) -> Option<String> {
+    let findings = report["findings"].as_array()?;
+    let finding = findings.iter().find(|finding| finding["blocking"] == true)?;
+    Some(plain(finding["evidence"].as_str().unwrap_or("a finding blocks")))
+}

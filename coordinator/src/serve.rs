@@ -1,0 +1,87 @@
+//! `serve`: the coordinator.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+use sd_notify::NotifyState;
+use service::{Service, ServiceError, Settings};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::failure::Failure;
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The first start makes the CA and an administrator's token in the state folder: ca.pem is for people and programs that
+ask, admin-token for the first of them. SIGTERM ends it; migrations go on, and agents dial again.
+Environment: NOVAFERRY_LOG, a log filter such as \"info\" or \"novaferry_service=debug,info\".
+
+Examples:
+  novaferry serve
+  novaferry serve --state /srv/coordinator --api 0.0.0.0:7443 --name coordinator.example")]
+pub(crate) struct ServeArgs {
+    /// Folder of the database and the CA.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/novaferry-coordinator")]
+    state: PathBuf,
+    /// Where agents dial.
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:7444")]
+    agents: SocketAddr,
+    /// Where people and programs ask.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7443")]
+    api: SocketAddr,
+    /// A DNS name or address by which people reach it; give it several times for several.
+    #[arg(long, value_name = "NAME")]
+    name: Vec<String>,
+}
+
+pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
+    let filter = std::env::var("NOVAFERRY_LOG").unwrap_or_else(|_| "info".to_owned());
+    let filter = tracing_subscriber::EnvFilter::try_new(&filter).map_err(|error| {
+        Failure::new("log", format!("NOVAFERRY_LOG is no filter: {error}"), "write \"info\", for example")
+            .usage()
+    })?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| {
+        Failure::new("runtime", format!("cannot start threads: {error}"), "check the limits of this process")
+    })?;
+    runtime.block_on(serve(args)).map_err(|error| {
+        let mut text = error.to_string();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(error) = cause {
+            text.push_str(&format!(": {error}"));
+            cause = error.source();
+        }
+        Failure::told("serve", &text)
+    })
+}
+
+async fn serve(args: ServeArgs) -> Result<(), ServiceError> {
+    let ServeArgs { state, agents, api, name } = args;
+    let stop = CancellationToken::new();
+    // Before anything that others can see: a signal that comes early must not kill.
+    let signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
+    for waiting in signals {
+        let mut waiting = waiting.map_err(|error| ServiceError::Internal(error.to_string()))?;
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            waiting.recv().await;
+            stop.cancel();
+        });
+    }
+    let service = Service::open(Settings { state, agents, api, names: name }).await?;
+    let address = |found: std::io::Result<SocketAddr>| found.map(|a| a.to_string()).unwrap_or_default();
+    tracing::info!(agents = address(service.agents()), api = address(service.api()), "ready");
+    notify(NotifyState::Ready);
+    let ended = service.run(stop.clone()).await;
+    notify(NotifyState::Stopping);
+    tracing::info!("stopped");
+    ended
+}
+
+/// Tells systemd, if it is there.
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "systemd could not be told");
+    }
+}

@@ -1,0 +1,148 @@
+//! `novaferry` as a process: the service, and commands that ask it.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// A coordinator that ends with the test.
+struct Coordinator {
+    child: Child,
+    folder: tempfile::TempDir,
+    url: String,
+}
+
+impl Coordinator {
+    fn start() -> Self {
+        Self::start_in(tempfile::tempdir().unwrap())
+    }
+
+    fn start_in(folder: tempfile::TempDir) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_novaferry"))
+            .args(["serve", "--agents", "127.0.0.1:0", "--api", "127.0.0.1:0", "--state"])
+            .arg(folder.path())
+            .env_remove("NOVAFERRY_LOG")
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let ready =
+            lines.find_map(|line| line.unwrap().split_once("api=\"").map(|(_, rest)| rest.to_owned()));
+        let ready = ready.expect("it gets ready");
+        let url = format!("https://{}", ready.split('"').next().unwrap());
+        // Whoever does not read a pipe stops who writes into it.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { child, folder, url }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn ask(&self, words: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_novaferry"))
+            .args(words)
+            .env("NOVAFERRY_URL", &self.url)
+            .env("NOVAFERRY_CA", self.file("ca.pem"))
+            .env("NOVAFERRY_TOKEN_FILE", self.file("admin-token"))
+            .output()
+            .unwrap()
+    }
+
+    #[track_caller]
+    fn done(&self, words: &[&str]) -> String {
+        let output = self.ask(words);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[track_caller]
+    fn fails(&self, words: &[&str], code: i32) -> String {
+        let output = self.ask(words);
+        assert_eq!(output.status.code(), Some(code), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    /// As a service manager stops it.
+    fn stop(mut self) -> tempfile::TempDir {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        assert!(self.child.wait().unwrap().success());
+        std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap())
+    }
+}
+
+impl Drop for Coordinator {
+    fn drop(&mut self) {
+        // It may have ended already.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+#[test]
+fn an_empty_fleet_can_be_asked() {
+    let coordinator = Coordinator::start();
+    assert!(coordinator.done(&["host", "list"]).starts_with(" HOST"));
+    assert!(coordinator.done(&["vm", "list"]).contains("MOVES"));
+    assert_eq!(coordinator.done(&["vm", "list", "--output", "json"]), "");
+    assert!(coordinator.done(&["host", "token", "--site", "berlin"]).starts_with("nfj1_"));
+    let token: Value =
+        serde_json::from_str(&coordinator.done(&["host", "token", "--site", "berlin", "--output", "json"]))
+            .unwrap();
+    assert_eq!(token["site"], "berlin");
+    assert!(coordinator.done(&["audit", "list"]).contains("invite-host"));
+    assert!(coordinator.done(&["audit", "check"]).starts_with("3 entries"));
+    assert!(coordinator.done(&["migration", "list"]).contains("STATE"));
+    let said = coordinator.fails(&["migrate", "web-1", "--to", "host-b"], 1);
+    assert!(said.contains("no host has a VM") && said.contains("hint: `novaferry vm list`"), "{said}");
+    assert!(coordinator.fails(&["migration", "show", "ab"], 1).contains("ab"));
+    assert!(coordinator.fails(&["migration", "show", "xy"], 64).contains("digits"));
+    assert!(coordinator.fails(&["host", "revoke", "host-a"], 1).contains("no host host-a"));
+}
+
+#[test]
+fn tokens_are_of_roles_and_outlive_a_restart() {
+    let coordinator = Coordinator::start();
+    let viewer = coordinator.done(&["token", "make", "--name", "eyes", "--role", "viewer"]);
+    let file = coordinator.file("viewer");
+    std::fs::write(&file, viewer).unwrap();
+    let file = file.to_str().unwrap().to_owned();
+    let folder = coordinator.stop();
+    let coordinator = Coordinator::start_in(folder);
+    coordinator.done(&["--token-file", &file, "host", "list"]);
+    let said = coordinator.fails(&["--token-file", &file, "host", "token", "--site", "berlin"], 1);
+    assert!(said.contains("needs the role admin"), "{said}");
+    let tokens = coordinator.done(&["token", "list", "--output", "json"]);
+    let tokens: Vec<Value> = tokens.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((tokens.len(), &tokens[1]["name"], &tokens[1]["token"]), (2, &"eyes".into(), &Value::Null));
+    coordinator.done(&["token", "revoke", tokens[1]["id"].as_str().unwrap()]);
+    coordinator.fails(&["--token-file", &file, "host", "list"], 1);
+    let json = coordinator.ask(&["--output", "json", "host", "revoke", "nobody"]);
+    let problem: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(problem["error"]["code"], "not-found");
+}
+
+#[test]
+fn whom_to_ask_must_be_known() {
+    let coordinator = Coordinator::start();
+    let other = Coordinator::start();
+    let said = coordinator.fails(&["--ca", "/no/where", "host", "list"], 64);
+    assert!(said.contains("/no/where") && said.contains("NOVAFERRY_CA"), "{said}");
+    let ca = other.file("ca.pem");
+    let said = coordinator.fails(&["--ca", ca.to_str().unwrap(), "host", "list"], 1);
+    assert!(said.contains("--ca must be of this very coordinator"), "{said}");
+    coordinator.fails(&["--url", "https://127.0.0.1:1", "host", "list"], 1);
+    let token = other.file("admin-token");
+    coordinator.fails(&["--token-file", token.to_str().unwrap(), "host", "list"], 1);
+    // Two on one folder: the second says why it does not start.
+    let second = Command::new(env!("CARGO_BIN_EXE_novaferry"))
+        .args(["serve", "--agents", "127.0.0.1:0", "--api", "127.0.0.1:0", "--state"])
+        .arg(coordinator.folder.path())
+        .output()
+        .unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&second.stderr).contains("another coordinator uses this state folder"));
+}
