@@ -164,10 +164,10 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     };
     let mut moving = tokio::spawn(migrations.run());
     if let Some(coordinator) = config.coordinator.clone() {
-        let line = Line::new(&config, coordinator, desk.clone());
+        let line = Line::new(&config, coordinator, listener.local_addr(), desk.clone());
         helpers.spawn(line.run(ended.clone()));
     }
-    let mut keeper = identity::Keeper::new(watcher);
+    let mut keeper = identity::Keeper::new(watcher, config.coordinator.is_some());
     let mut sessions = Sessions::new(accepted, most, config.limits.sessions_per_peer);
     let mut meter = Meter::new(config.limits.session_memory.0);
     keeper.warn(now);

@@ -7,6 +7,7 @@
 mod commands;
 mod devices;
 mod faults;
+mod fleet;
 mod guests;
 mod harness;
 mod identities;

@@ -11,7 +11,7 @@ use crate::address::HostAddress;
 pub struct Coordinator {
     /// `HOST:PORT` at which it listens for agents.
     pub address: String,
-    /// `HOST:PORT` at which other agents reach this host, best first.
+    /// `HOST:PORT` at which other agents reach this host, best first; empty to find out.
     pub advertise: Vec<String>,
 }
 
@@ -21,23 +21,24 @@ pub(super) fn coordinator(file: FileCoordinator, listen: SocketAddr) -> Result<C
     let address = address.ok_or_else(|| ConfigError::missing("coordinator.address", advice))?;
     let address = authority("coordinator.address", &address, control_api::PORT, advice)?;
     let advice = "write HOST:PORT, such as \"host-a.example:7440\"";
-    let mut known = Vec::with_capacity(advertise.len().max(1));
-    for one in &advertise {
-        known.push(authority("coordinator.advertise", one, listen.port(), advice)?);
-    }
-    if known.is_empty() {
-        known.push(own(listen));
-    }
-    Ok(Coordinator { address, advertise: known })
+    let advertise =
+        advertise.iter().map(|one| authority("coordinator.advertise", one, listen.port(), advice));
+    Ok(Coordinator { address, advertise: advertise.collect::<Result<_, _>>()? })
 }
 
-/// By the address that it listens on, or by its name.
-fn own(listen: SocketAddr) -> String {
-    if !listen.ip().is_unspecified() {
-        return listen.to_string();
+impl Coordinator {
+    /// Where other agents reach this host: as configured, or else by the address that it listens on, or by its name.
+    #[must_use]
+    pub fn reached(&self, listens: SocketAddr) -> Vec<String> {
+        if !self.advertise.is_empty() {
+            return self.advertise.clone();
+        }
+        if !listens.ip().is_unspecified() {
+            return vec![listens.to_string()];
+        }
+        let name = rustix::system::uname();
+        vec![format!("{}:{}", name.nodename().to_string_lossy(), listens.port())]
     }
-    let name = rustix::system::uname();
-    format!("{}:{}", name.nodename().to_string_lossy(), listen.port())
 }
 
 fn authority(key: &str, text: &str, port: u16, advice: &str) -> Result<String, ConfigError> {

@@ -1,5 +1,6 @@
 //! The line: dialled for as long as the daemon runs.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -38,6 +39,8 @@ const WAITING: usize = 16;
 #[derive(Debug)]
 pub struct Line {
     coordinator: Coordinator,
+    /// Where other agents reach this host.
+    reached: Vec<String>,
     paths: IdentityPaths,
     /// The identity's folder, which is replaced as a whole.
     folder: Option<PathBuf>,
@@ -59,11 +62,12 @@ enum Ended {
 }
 
 impl Line {
-    /// A line that is not open yet.
+    /// A line that is not open yet. `listens` is where this host's agent listens.
     #[must_use]
-    pub fn new(config: &Config, coordinator: Coordinator, desk: Desk) -> Self {
+    pub fn new(config: &Config, coordinator: Coordinator, listens: SocketAddr, desk: Desk) -> Self {
         let pools = config.pools.iter().map(|pool| (pool.name.as_str().to_owned(), pool.path.clone()));
         Self {
+            reached: coordinator.reached(listens),
             coordinator,
             paths: config.identity.clone(),
             folder: config.identity.folder().map(ToOwned::to_owned),
@@ -112,7 +116,7 @@ impl Line {
             protocol_least: PROTOCOL_LEAST,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             intent_generation: self.wishes.seen(),
-            addresses: self.coordinator.advertise.clone(),
+            addresses: self.reached.clone(),
             now_ms: now_ms(),
         };
         say(&said, Said::Hello(hello)).await?;

@@ -14,6 +14,8 @@ use pki::{Identity, IdentityWatcher, PkiError};
 
 /// How long before a certificate or list ends the log says so: time for somebody to act after a weekend.
 const NOTICE: Duration = Duration::from_secs(7 * 86_400);
+/// The same for a certificate that the coordinator renews half-way: below that, something keeps it from that.
+const RENEWED_NOTICE: Duration = Duration::from_secs(6 * 3600);
 /// How often it is said again.
 const REMIND: Duration = Duration::from_secs(86_400);
 
@@ -21,11 +23,13 @@ const REMIND: Duration = Duration::from_secs(86_400);
 pub(super) struct Keeper {
     watcher: IdentityWatcher,
     warned: Option<SystemTime>,
+    /// The coordinator renews the certificate.
+    renewed: bool,
 }
 
 impl Keeper {
-    pub(super) fn new(watcher: IdentityWatcher) -> Self {
-        Self { watcher, warned: None }
+    pub(super) fn new(watcher: IdentityWatcher, renewed: bool) -> Self {
+        Self { watcher, warned: None, renewed }
     }
 
     /// The identity that is in force.
@@ -75,12 +79,15 @@ impl Keeper {
         let identity = self.watcher.current();
         let left = |end: SystemTime| end.duration_since(now).unwrap_or_default();
         let mut said = false;
-        if left(identity.not_after()) < NOTICE {
+        let notice = if self.renewed { RENEWED_NOTICE } else { NOTICE };
+        if left(identity.not_after()) < notice {
             let hours = left(identity.not_after()).as_secs() / 3600;
-            tracing::warn!(
-                hours,
-                "this host's certificate ends soon; issue a new one with `pki issue --renew`"
-            );
+            let advice = if self.renewed {
+                "the coordinator has not renewed it: look why there is no line to it"
+            } else {
+                "issue a new one with `pki issue --renew`"
+            };
+            tracing::warn!(hours, "this host's certificate ends soon; {advice}");
             said = true;
         }
         if let Some(due) = identity.crl_next_update().filter(|due| left(*due) < NOTICE) {

@@ -30,6 +30,11 @@ pub(crate) struct VmHost<'a> {
 impl<'a> VmHost<'a> {
     /// A host that takes VMs of host-a and host-b, with the guest's kernel in its boot folder.
     pub(crate) fn new(harness: &'a Harness, name: &str, linux: Option<&Linux>) -> Self {
+        Self::with(harness, name, linux, "")
+    }
+
+    /// The same with further sections of its configuration.
+    fn with(harness: &'a Harness, name: &str, linux: Option<&Linux>, more: &str) -> Self {
         // Sockets' paths are short by law, and the build's folder may be deep.
         let folder = harness.path(name);
         let (vms, boot, firmware) = (folder.join("vms"), folder.join("boot"), folder.join("firmware"));
@@ -41,13 +46,23 @@ impl<'a> VmHost<'a> {
                 std::fs::copy(file, boot.join(file.file_name().unwrap())).unwrap();
             }
         }
-        let mut text = String::new();
+        let mut text = more.to_owned();
         writeln!(text, "[vms]\nfolder = {vms:?}\nvmd = {:?}\nruntime = {folder:?}", folder.join("vmd.sock"))
             .unwrap();
         writeln!(text, "[migrate_in]\nallow = [\"host-a\", \"host-b\"]\npool = \"{POOL}\"\nboot = {boot:?}\nfirmware = {firmware:?}")
             .unwrap();
         let host = harness.host(name).with_config(&text).with_pushers(&["host-a", "host-b"]);
         Self { harness, host, folder, agent: RefCell::default(), vmd: RefCell::default() }
+    }
+
+    /// The same, of a coordinator's fleet.
+    pub(crate) fn joining(
+        harness: &'a Harness,
+        name: &str,
+        linux: Option<&Linux>,
+        coordinator: &str,
+    ) -> Self {
+        Self::with(harness, name, linux, &format!("[coordinator]\naddress = \"{coordinator}\"\n"))
     }
 
     /// Starts vmd and the agent.
@@ -87,6 +102,12 @@ impl<'a> VmHost<'a> {
 
     pub(crate) fn kill_vmd(&self) -> Finished {
         self.vmd.borrow_mut().take().unwrap().kill()
+    }
+
+    /// Waits until the agent has logged this.
+    pub(crate) fn await_log(&self, words: &str) {
+        let agent = self.agent.borrow();
+        agent.as_ref().unwrap().process().await_log(words, |line| line.contains(words).then_some(()));
     }
 
     pub(crate) fn signal_agent(&self, signal: Signal) {

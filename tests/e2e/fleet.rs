@@ -1,0 +1,166 @@
+//! A fleet: a coordinator, agents that join it by tokens, and a guest that moves because an operator asks for it.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use guest::{Linux, Options, Settings, Timeline, Vm};
+use serde_json::Value;
+
+use crate::harness::vms::VmHost;
+use crate::harness::{Capability, Harness, capable};
+
+/// Far beyond what anything takes here.
+const HANG: Duration = Duration::from_secs(120);
+const VM: &str = "web-1";
+
+/// `novaferry`, which the workspace's build puts beside the agent.
+fn program() -> PathBuf {
+    let program = Path::new(env!("CARGO_BIN_EXE_novaferry-agent")).with_file_name("novaferry");
+    assert!(program.exists(), "build the workspace first: cargo build --workspace");
+    program
+}
+
+/// A coordinator that ends with the test.
+struct Coordinator {
+    child: Child,
+    state: PathBuf,
+    agents: String,
+    url: String,
+}
+
+impl Coordinator {
+    fn start(state: &Path, agents: &str) -> Self {
+        std::fs::create_dir_all(state).unwrap();
+        let mut child = Command::new(program())
+            .args(["serve", "--agents", agents, "--api", "127.0.0.1:0", "--state"])
+            .arg(state)
+            .env_remove("NOVAFERRY_LOG")
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let ready = lines.find_map(|line| line.ok().filter(|line| line.contains(" ready ")));
+        let ready = ready.expect("the coordinator gets ready");
+        let field = |name: &str| {
+            let rest = ready.split_once(&format!("{name}=\"")).unwrap().1;
+            rest.split_once('"').unwrap().0.to_owned()
+        };
+        let (agents, url) = (field("agents"), format!("https://{}", field("api")));
+        // Whoever does not read a pipe stops who writes into it.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { child, state: state.to_owned(), agents, url }
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(program());
+        command
+            .args(words)
+            .env("NOVAFERRY_URL", &self.url)
+            .env("NOVAFERRY_CA", self.state.join("ca.pem"))
+            .env("NOVAFERRY_TOKEN_FILE", self.state.join("admin-token"));
+        command
+    }
+
+    #[track_caller]
+    fn ask(&self, words: &[&str]) -> Vec<Value> {
+        let mut words = words.to_vec();
+        words.extend(["--output", "json"]);
+        let output = self.command(&words).output().unwrap();
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stdout));
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    #[track_caller]
+    fn until(&self, words: &[&str], so: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+        let began = Instant::now();
+        loop {
+            let said = self.ask(words);
+            if so(&said) {
+                return said;
+            }
+            assert!(began.elapsed() < HANG, "{words:?} never became so: {said:?}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// As by a crash.
+    fn kill(mut self) -> (PathBuf, String) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        (self.state.clone(), self.agents.clone())
+    }
+}
+
+impl Drop for Coordinator {
+    fn drop(&mut self) {
+        // It may have ended already.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+#[test]
+fn an_operator_moves_a_guest_and_the_coordinator_dies_meanwhile() {
+    let test = "an_operator_moves_a_guest_and_the_coordinator_dies_meanwhile";
+    let Some(linux) = Linux::available(test) else { return };
+    if !capable(test, &[Capability::Root]) {
+        return;
+    }
+    let harness = Harness::of_guests();
+    harness.allow_log("no line to the coordinator");
+    let coordinator = Coordinator::start(&harness.path("coordinator"), "127.0.0.1:0");
+    let source = VmHost::joining(&harness, "host-a", Some(&linux), &coordinator.agents);
+    let destination = VmHost::joining(&harness, "host-b", Some(&linux), &coordinator.agents);
+    for host in ["host-a", "host-b"] {
+        let token = coordinator.ask(&["host", "token", "--site", "berlin", "--host", host]);
+        let token = token[0]["token"].as_str().unwrap();
+        // In place of the one that every test's host has.
+        let identity = harness.text(&format!("hosts/{host}"));
+        std::fs::remove_dir_all(&identity).unwrap();
+        let join = ["join", &coordinator.agents, token, "--name", host, "--identity", &identity];
+        harness.agent(&join).done();
+        // A token is good once.
+        let elsewhere = harness.text("elsewhere");
+        let again = ["join", &coordinator.agents, token, "--name", host, "--identity", &elsewhere];
+        assert!(harness.agent(&again).exits(1).text().contains("the coordinator refuses"));
+    }
+    let options = Options { constant: 64, duplicate: 16, hot: 8, rate: 8, disk: 64, ..Options::default() };
+    let guest = Vm::start(&source.vms(), Settings::linux(VM, &linux, options)).unwrap();
+    source.start();
+    destination.start();
+    guest.serial().wait_for_heartbeats(5, HANG).unwrap();
+    coordinator.until(&["host", "list"], |hosts| hosts.iter().all(|host| host["connected"].is_string()));
+    coordinator.until(&["vm", "list"], |vms| vms.iter().any(|vm| vm["id"] == VM && vm["access"] == "live"));
+
+    // A rehearsal changes nothing.
+    let rehearsed = coordinator.ask(&["migrate", VM, "--to", "host-b", "--dry-run"]);
+    assert_eq!(rehearsed.last().unwrap()["state"], "rehearsed");
+
+    let begun = coordinator.ask(&["migrate", VM, "--to", "host-b", "--limit", "8000000", "--detach"]);
+    let id = begun[0]["id"].as_str().unwrap().to_owned();
+    coordinator.until(&["migration", "show", &id], |shown| shown[0]["state"] == "moving");
+    let (state, agents) = coordinator.kill();
+    // The move goes on without it, and is told to the next one.
+    let coordinator = Coordinator::start(&state, &agents);
+    let watched = coordinator.ask(&["migration", "watch", &id]);
+    let last = watched.last().unwrap();
+    assert_eq!(last["state"], "completed", "{last}");
+    assert!(last["at_source"]["report"]["report"]["downtime_ms"].as_u64().is_some(), "{last}");
+    let there = destination.serial(VM);
+    there.wait_for_heartbeats(15, HANG).unwrap_or_else(|error| panic!("{error}: {}", there.text()));
+    Timeline::join(&[guest.serial(), &there]).check(2).unwrap();
+    coordinator.until(&["vm", "list"], |vms| vms.iter().any(|vm| vm["id"] == VM && vm["host"] == "host-b"));
+    let log = coordinator.ask(&["audit", "list"]);
+    assert_eq!(log.iter().filter(|entry| entry["action"] == "migrate").count(), 2);
+    assert_eq!(log.iter().filter(|entry| entry["action"] == "join").count(), 2);
+    coordinator.ask(&["audit", "check"]);
+
+    // A host that is revoked is let in nowhere.
+    coordinator.ask(&["host", "revoke", "host-a"]);
+    coordinator.until(&["host", "list"], |hosts| hosts[0]["connected"].is_null());
+    destination.await_log("the coordinator revoked a host");
+}
