@@ -1,4 +1,4 @@
-//! This host's coordinator: joining it, and the line to it ([`line`](mod@line)).
+//! This host's coordinator: joining it ([`join`]), and the line to it ([`Line`]).
 //!
 //! The daemon dials out and stays connected. What the coordinator wants comes as a whole, with a generation; what this
 //! host sees goes back. Everything that runs here goes on when the coordinator is away.

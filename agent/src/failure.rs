@@ -112,6 +112,19 @@ impl Failure {
     }
 }
 
+/// An error with its causes, in one line.
+#[must_use]
+pub fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
 /// `NotAuthorised` and `PeerClosed(Done)` as `not-authorised` and `peer-closed`.
 fn kebab(name: &str) -> String {
     let name = name.split(['(', ' ', '{']).next().unwrap_or(name);

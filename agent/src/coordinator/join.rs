@@ -8,7 +8,7 @@ use control_api::{JoinToken, PROTOCOL, dial, pinned};
 use pki::{IdentityParts, NewKey, PeerName};
 use serde::Serialize;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, with_causes};
 
 /// What is to be done.
 #[derive(Clone, Debug)]
@@ -62,7 +62,7 @@ pub async fn run(settings: Settings) -> Result<Joined, Failure> {
     }
     let unreachable = |error: control_api::DialError| {
         let advice = "check the address and the port, and that the token is of this very coordinator";
-        Failure::new("join-unreachable", chain(&error), advice)
+        Failure::new("join-unreachable", with_causes(&error), advice)
     };
     let tls = pinned(token.pin()).map_err(unreachable)?;
     let mut client = dial(&coordinator, tls).await.map_err(unreachable)?;
@@ -89,16 +89,4 @@ pub async fn run(settings: Settings) -> Result<Joined, Failure> {
     };
     pki::put_identity(&folder, &parts, false)?;
     Ok(Joined { host: reply.host, site: reply.site, folder, coordinator })
-}
-
-/// An error with its causes.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -15,12 +15,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
-use super::join::chain;
 use super::look::Looks;
 use super::wishes::Wishes;
 use crate::config::Config;
 use crate::config::coordinator::Coordinator;
 use crate::daemon::Desk;
+use crate::failure::with_causes;
 
 /// Between two attempts, at first and at most; a third of it by chance, so that a fleet does not come all at once.
 const LEAST_PAUSE: Duration = Duration::from_millis(500);
@@ -91,7 +91,7 @@ impl Line {
             let Err(why) = ended;
             let seconds = pause.as_secs_f32();
             tracing::warn!(
-                why = chain(&why),
+                why = with_causes(&why),
                 seconds,
                 "no line to the coordinator; this host goes on, and dials again"
             );

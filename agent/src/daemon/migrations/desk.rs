@@ -12,6 +12,7 @@ use wire::FailCode;
 
 use super::{Errand, Statuses, job};
 use crate::control::migration::{ListedAccess, ListedMigration, ListedVm, Migrate, Shown};
+use crate::failure::with_causes;
 use crate::output::migration::short;
 
 /// Longest id, in hexadecimal digits.
@@ -247,15 +248,4 @@ fn listed(vm: &Vm) -> ListedVm {
         folder: vm.folder.as_ref().map(|folder| folder.display().to_string()),
         findings: vm.findings.clone(),
     }
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
