@@ -6,9 +6,13 @@ use std::process::Command;
 use novaferry_agent::config::{self, Config, Limits};
 use pki::KeyOrigin;
 
-/// Highest exposure that `systemd-analyze security` may compute: of the agent, which has no privilege, and of vmd, which
-/// starts programs as other users.
-const MAX_EXPOSURE: [(&str, f64); 2] = [("novaferry-agent.service", 2.0), ("novaferry-vmd.service", 4.0)];
+/// Highest exposure that `systemd-analyze security` may compute: of the agent and the coordinator, which have no
+/// privilege, and of vmd, which starts programs as other users.
+const MAX_EXPOSURE: [(&str, f64); 3] = [
+    ("novaferry-agent.service", 2.0),
+    ("novaferry-coordinator.service", 2.0),
+    ("novaferry-vmd.service", 4.0),
+];
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../systemd")

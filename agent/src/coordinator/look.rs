@@ -95,6 +95,10 @@ fn host(pools: &[(String, PathBuf)]) -> Host {
         let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
         kibibytes.unwrap_or(0).saturating_mul(1024)
     };
+    // Where /proc shows processes alone (ProcSubset=pid of the unit), what is free counts without the page cache.
+    let system = rustix::system::sysinfo();
+    let bytes = |units: u64| units.saturating_mul(u64::from(system.mem_unit));
+    let known = |bytes: u64, otherwise: u64| if bytes > 0 { bytes } else { otherwise };
     let processors = std::thread::available_parallelism().map_or(0, usize::from);
     let model = read("/proc/cpuinfo");
     let model = model.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
@@ -105,8 +109,8 @@ fn host(pools: &[(String, PathBuf)]) -> Host {
     });
     Host {
         processors: u32::try_from(processors).unwrap_or(u32::MAX),
-        memory_bytes: field("MemTotal:"),
-        memory_available_bytes: field("MemAvailable:"),
+        memory_bytes: known(field("MemTotal:"), bytes(system.totalram)),
+        memory_available_bytes: known(field("MemAvailable:"), bytes(system.freeram)),
         processor: model.map(|(_, model)| model.trim().to_owned()).unwrap_or_default(),
         kvm: std::path::Path::new("/dev/kvm").exists(),
         pools: pools.collect(),
