@@ -76,11 +76,18 @@ impl Wishes {
         let Ok(id) = wanted.id.parse() else {
             return Err("the migration's id is none; use releases that follow one another".to_owned());
         };
-        let known = self.desk.find(&wanted.id).await;
+        let known = match self.desk.known(&wanted.id).await {
+            Ok(known) => known,
+            // Nobody knows whether it was begun: it is not begun twice, and looked at again with the next intent.
+            Err(why) => {
+                tracing::error!(id = wanted.id, why, "what the coordinator wants cannot be looked up");
+                return Ok(());
+            }
+        };
         match (known, command(wish)) {
             // Whoever asks for what a newer release knows is told where it stands, and no more.
-            (Ok(_), None) => Ok(()),
-            (Ok(shown), Some(command)) => {
+            (Some(_), None) => Ok(()),
+            (Some(shown), Some(command)) => {
                 let passed_on = self.passed_on.insert(wanted.id.clone(), wish) == Some(wish);
                 if !passed_on
                     && !shown.over
@@ -90,8 +97,8 @@ impl Wishes {
                 }
                 Ok(())
             }
-            (Err(_), None) if wish == Wish::Arrive => self.desk.migrate_as(id, &asked(wanted)?).await,
-            (Err(_), _) => Err("it had not begun here".to_owned()),
+            (None, None) if wish == Wish::Arrive => self.desk.migrate_as(id, &asked(wanted)?).await,
+            (None, _) => Err("it had not begun here".to_owned()),
         }
     }
 }

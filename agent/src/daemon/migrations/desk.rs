@@ -153,6 +153,14 @@ impl Desk {
         Ok(self.all().await?.into_iter().map(|known| known.shown).collect())
     }
 
+    /// The migration of this whole id, if it is remembered.
+    ///
+    /// # Errors
+    /// When the records cannot be read: then nobody knows whether it is.
+    pub async fn known(&self, id: &str) -> Result<Option<Shown>, String> {
+        Ok(self.shown().await?.into_iter().find(|shown| shown.status.record.migration == id))
+    }
+
     /// The one migration whose id begins so.
     ///
     /// # Errors

@@ -56,12 +56,12 @@ impl Work<'_> {
 }
 
 impl Store {
-    /// Uses a join token up: the host is of the fleet, and its certificate may be signed. A host that joins again keeps
-    /// what is known of it; it must not have been revoked.
+    /// Uses a join token up: the host is of the fleet, and its certificate may be signed. A host joins again by a token
+    /// for it alone, and keeps what is known of it.
     ///
     /// # Errors
     /// [`StoreErrorKind::Denied`] when the token is unknown, used, too old or another host's;
-    /// [`StoreErrorKind::Conflict`] when the host was revoked.
+    /// [`StoreErrorKind::Conflict`] when the host was revoked, or is there and the token is for any.
     pub async fn join(
         &self,
         digest: &str,
@@ -84,11 +84,18 @@ impl Store {
         }
         let known = sqlx::query("SELECT revoked FROM hosts WHERE name = $1").bind(name);
         let known = known.fetch_optional(&mut *work.transaction).await?;
-        if let Some(row) = known
-            && row.try_get::<Option<i64>, _>("revoked")?.is_some()
-        {
-            let why = format!("host {name} was revoked; choose another name, or let it in again first");
-            return Err(StoreError::new(StoreErrorKind::Conflict, why));
+        if let Some(row) = known {
+            if row.try_get::<Option<i64>, _>("revoked")?.is_some() {
+                let why = format!("host {name} was revoked; choose another name");
+                return Err(StoreError::new(StoreErrorKind::Conflict, why));
+            }
+            // Else whoever has any token could take any host's name.
+            if grant.host.is_none() {
+                let why = format!(
+                    "there is a host {name}; choose another name, or use a token that is for it alone"
+                );
+                return Err(StoreError::new(StoreErrorKind::Conflict, why));
+            }
         }
         sqlx::query("UPDATE join_tokens SET used = $1, used_by = $2 WHERE digest = $3")
             .bind(now.as_millisecond())

@@ -101,11 +101,18 @@ async fn a_join_token_lets_one_host_in_once() {
     invite(&store, "ad", Some("host-c")).await;
     assert_eq!(join("ad", "04", "host-b", 1).await.unwrap_err().kind(), StoreErrorKind::Denied, "another's");
     join("ad", "04", "host-c", 1).await.unwrap();
+    assert_eq!(
+        join("ac", "05", "host-c", 1).await.unwrap_err().kind(),
+        StoreErrorKind::Conflict,
+        "its name is taken"
+    );
+    invite(&store, "ae", Some("host-c")).await;
+    join("ae", "05", "host-c", 1).await.unwrap();
     let hosts = store.hosts().await.unwrap();
     assert_eq!(hosts.iter().map(|host| host.name.as_str()).collect::<Vec<_>>(), ["host-a", "host-c"]);
     // What was refused left no certificate and no entry.
     assert!(!store.is_good_certificate("02").await.unwrap());
-    assert_eq!(store.verify_audit().await.unwrap().0, 5);
+    assert_eq!(store.verify_audit().await.unwrap().0, 7);
 }
 
 #[tokio::test]
