@@ -24,6 +24,8 @@ const MAX_LITERALS: u64 = 16 << 20;
 /// One connection of QEMU on its way out.
 pub(super) struct Reading<'a> {
     pub(super) shared: &'a Arc<RamSender>,
+    /// The channel's number.
+    pub(super) channel: u8,
     pub(super) outbox: &'a Outbox<Arc<Frame>>,
 }
 
@@ -167,7 +169,7 @@ impl Reading<'_> {
 
     async fn packet(&self, job: Job) -> io::Result<()> {
         let plain = (job.head.len() + job.pages.len() * PAGE_BYTES) as u64;
-        self.shared.flight.take(plain).await;
+        self.shared.flight.take(self.channel, plain).await;
         self.shared.counters.plain.fetch_add(plain, Ordering::Relaxed);
         self.outbox.push(Arc::new(Frame { item: Item::Packet(job), plain }), 0);
         Ok(())

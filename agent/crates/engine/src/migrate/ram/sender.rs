@@ -98,7 +98,7 @@ impl RamSender {
         planned: Option<u64>,
     ) -> io::Result<()> {
         let bytes = frames.iter().map(|frame| frame.plain).sum();
-        self.flight.give(bytes);
+        self.flight.give(channel, bytes);
         self.counters.taken.fetch_add(bytes, Ordering::Relaxed);
         let Some(number) = planned else { return Ok(()) };
         let mut current = lock(&self.encoder);
@@ -132,7 +132,7 @@ impl RamSender {
     {
         let (from_qemu, mut to_qemu) = tokio::io::split(socket);
         let outbox = Outbox::default();
-        let reading = Reading { shared: self, outbox: &outbox }.run(from_qemu);
+        let reading = Reading { shared: self, channel: number, outbox: &outbox }.run(from_qemu);
         let travelling = async {
             let mut lane = Lane::new(self, number, &outbox);
             let mut broken = None;
