@@ -1,5 +1,6 @@
 use clap::CommandFactory;
 
+use super::units::{milliseconds, seconds};
 use super::*;
 
 #[test]
