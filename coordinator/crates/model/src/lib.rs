@@ -3,6 +3,7 @@
 pub mod access;
 pub mod audit;
 pub mod host;
+pub mod link;
 pub mod migration;
 pub mod name;
 
