@@ -6,6 +6,9 @@ pub mod host;
 pub mod link;
 pub mod migration;
 pub mod name;
+pub mod plan;
+
+pub mod route;
 
 pub use jiff::Timestamp;
 pub use name::Name;

@@ -46,6 +46,10 @@ fn migration(number: u32, vm: &str) -> Migration {
         at_source: None,
         at_destination: None,
         refusal: None,
+        plan: None,
+        link: None,
+        needs: Needs::default(),
+        estimate: None,
     }
 }
 

@@ -7,7 +7,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use model::Name;
 use model::access::Action;
-use model::host::Host;
+use model::host::{Host, Needs};
 use model::migration::{Migration, Options, State as Stands, Wish};
 use serde::{Deserialize, Serialize};
 use store::Page;
@@ -94,6 +94,10 @@ pub(super) async fn begin(
         at_source: None,
         at_destination: None,
         refusal: None,
+        plan: None,
+        link: None,
+        needs: Needs::default(),
+        estimate: None,
     };
     let what = format!("{} from {} to {}", migration.id, migration.source, migration.destination);
     let deed = caller.does(Action::Migrate, vm, what);
