@@ -54,6 +54,8 @@ pub struct Wanted {
     pub at_once: Option<u32>,
     /// What becomes of the rest when one fails.
     pub on_failure: OnFailure,
+    /// Begin at once, if nothing stands against it.
+    pub start: bool,
 }
 
 /// Where a figure comes from, and what it is.

@@ -6,9 +6,11 @@
 mod api;
 mod authority;
 mod error;
+mod find;
 mod fleet;
 mod line;
 mod listen;
+mod plans;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -91,8 +93,8 @@ impl Service {
         let agents =
             listen::serve(agents, listen::tls(&fleet.authority, Clients::Hosts)?, router, stop.clone());
         let router = api::router(Arc::clone(&fleet));
-        let api = listen::serve(api, listen::tls(&fleet.authority, Clients::People)?, router, stop);
-        tokio::join!(agents, api);
+        let api = listen::serve(api, listen::tls(&fleet.authority, Clients::People)?, router, stop.clone());
+        tokio::join!(agents, api, plans::run::run(Arc::clone(&fleet), stop));
         fleet.store.close().await;
         Ok(())
     }
