@@ -2,6 +2,7 @@
 
 mod host;
 mod migration;
+mod plan;
 mod show;
 #[cfg(test)]
 mod tests;
@@ -17,7 +18,8 @@ use crate::failure::{Exit, Failure};
 use crate::output::{self, Format};
 use crate::serve::{self, ServeArgs};
 use host::{HostCommand, VmCommand};
-use migration::{MigrateArgs, MigrationCommand};
+use migration::MigrationCommand;
+use plan::{MigrateArgs, PlanCommand};
 use token::{AuditCommand, TokenCommand};
 
 /// Moves virtual machines between the hosts of a fleet.
@@ -55,8 +57,11 @@ enum Command {
     /// The fleet's virtual machines.
     #[command(subcommand)]
     Vm(VmCommand),
-    /// Moves a VM to another host.
+    /// Moves VMs to another host or site.
     Migrate(MigrateArgs),
+    /// Plans: what `migrate` and `host drain` would do, or do.
+    #[command(subcommand)]
+    Plan(PlanCommand),
     /// Migrations.
     #[command(subcommand)]
     Migration(MigrationCommand),
@@ -98,7 +103,8 @@ fn ask(client: &Client, command: Command, format: Format) -> Result<(), Failure>
         Command::Serve(_) => Ok(()),
         Command::Host(command) => host::host(client, command, format),
         Command::Vm(command) => host::vm(client, command, format),
-        Command::Migrate(args) => migration::migrate(client, args, format),
+        Command::Migrate(args) => plan::migrate(client, args, format),
+        Command::Plan(command) => plan::plan(client, command, format),
         Command::Migration(command) => migration::migration(client, command, format),
         Command::Token(command) => token::token(client, command, format),
         Command::Audit(command) => token::audit(client, command, format),

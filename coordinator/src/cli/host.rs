@@ -3,6 +3,7 @@
 use clap::Subcommand;
 use serde_json::{Value, json};
 
+use super::plan::{DrainArgs, drain};
 use super::show::{list, said, text};
 use super::units::seconds;
 use crate::client::Client;
@@ -26,6 +27,21 @@ pub(super) enum HostCommand {
     },
     /// Lists the hosts.
     List,
+    /// Moves all its VMs to other hosts; it takes none until `host uncordon`.
+    #[command(
+        after_help = "Examples:\n  novaferry host drain host-a --dry-run\n  novaferry host drain host-a --to berlin"
+    )]
+    Drain(DrainArgs),
+    /// Makes a host take no VMs, unless somebody names it.
+    Cordon {
+        /// Which.
+        host: model::Name,
+    },
+    /// Makes a host take VMs again.
+    Uncordon {
+        /// Which.
+        host: model::Name,
+    },
     /// Revokes a host's certificates: it loses its line, and no other host lets it in.
     #[command(after_help = "Example:\n  novaferry host revoke host-a")]
     Revoke {
@@ -68,11 +84,21 @@ pub(super) fn host(client: &Client, command: HostCommand, format: Format) -> Res
                 ]
             });
         }
+        HostCommand::Drain(args) => return drain(client, args, format),
+        HostCommand::Cordon { host } => cordon(client, &host, true, format)?,
+        HostCommand::Uncordon { host } => cordon(client, &host, false, format)?,
         HostCommand::Revoke { host } => {
             client.post::<Value>(&format!("/v1/hosts/{host}/revoke"), &json!({}))?;
             said(format, &json!({ "revoked": host }), &format!("{host} is revoked"));
         }
     }
+    Ok(())
+}
+
+fn cordon(client: &Client, host: &model::Name, cordoned: bool, format: Format) -> Result<(), Failure> {
+    client.post::<Value>(&format!("/v1/hosts/{host}/cordon"), &json!({ "cordoned": cordoned }))?;
+    let words = if cordoned { "takes no VMs now" } else { "takes VMs again" };
+    said(format, &json!({ "host": host, "cordoned": cordoned }), &format!("{host} {words}"));
     Ok(())
 }
 

@@ -1,63 +1,14 @@
-//! `migrate` and `migration`: VMs that move.
+//! `migration`: VMs that move.
 
-use clap::{Args, Subcommand, ValueEnum};
-use model::migration::{Migration, Mode, Options, Wish};
+use clap::{Subcommand, ValueEnum};
+use model::migration::Wish;
 use serde_json::{Value, json};
 
 use super::show::{list, said, text};
-use super::units::milliseconds;
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::follow::{follow, short};
 use crate::output::{self, Format, plain};
-
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-pub(super) enum ModeArg {
-    /// It runs on while its disks and its memory travel.
-    #[default]
-    Live,
-    /// Its disks travel while it runs; then it is shut down and boots there.
-    Warm,
-    /// It is off, and stays off.
-    Cold,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "\
-The hosts carry the move out: whoever follows may go away at any time, and so may the coordinator.
-
-Examples:
-  novaferry migrate web-1 --to host-b --dry-run
-  novaferry migrate web-1 --to host-b --max-downtime 200ms
-  novaferry migrate web-1 --to host-b --mode warm --limit 50000000 --detach")]
-pub(super) struct MigrateArgs {
-    /// The VM's id or name.
-    vm: String,
-    /// The destination.
-    #[arg(long, value_name = "HOST")]
-    to: model::Name,
-    /// Where the VM is, if its name does not say.
-    #[arg(long, value_name = "HOST")]
-    from: Option<model::Name>,
-    /// How.
-    #[arg(long, value_enum, default_value_t)]
-    mode: ModeArg,
-    /// Longest pause of the guest, such as 300ms or 2s.
-    #[arg(long, value_parser = milliseconds, value_name = "DURATION")]
-    max_downtime: Option<u64>,
-    /// Highest rate, bytes a second.
-    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
-    limit: Option<u64>,
-    /// Keep the source's copy until `migration finalise`.
-    #[arg(long)]
-    hold: bool,
-    /// Find out what stands against it, and change nothing.
-    #[arg(long)]
-    dry_run: bool,
-    /// Come back as soon as it is asked for.
-    #[arg(long)]
-    detach: bool,
-}
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum Keep {
@@ -115,32 +66,6 @@ pub(super) enum MigrationCommand {
         #[arg(long, required = true)]
         other_side_is_off: bool,
     },
-}
-
-pub(super) fn migrate(client: &Client, args: MigrateArgs, format: Format) -> Result<(), Failure> {
-    let MigrateArgs { vm, to, from, mode, max_downtime, limit, hold, dry_run, detach } = args;
-    let mode = match mode {
-        ModeArg::Live => Mode::Live,
-        ModeArg::Warm => Mode::Warm,
-        ModeArg::Cold => Mode::Cold,
-    };
-    let options = Options { mode, max_downtime_ms: max_downtime, limit, hold, dry_run };
-    let begun: Migration =
-        client.post("/v1/migrations", &json!({ "vm": vm, "to": to, "from": from, "options": options }))?;
-    if detach {
-        match format {
-            Format::Json => output::json(&begun),
-            Format::Text => {
-                let id = &begun.id;
-                output::line(&format!(
-                    "{id} is asked for; `novaferry migration watch {}` follows it",
-                    short(id)
-                ));
-            }
-        }
-        return Ok(());
-    }
-    follow(client, &begun.id, format)
 }
 
 /// The one migration whose id begins so.

@@ -18,3 +18,46 @@ pub(super) fn seconds(text: &str) -> Result<u64, String> {
 pub(super) fn milliseconds(text: &str) -> Result<u64, String> {
     duration(text, &[("ms", 1), ("s", 1000)])
 }
+
+/// Money as millionths: digits, and at most six after a point.
+pub(super) fn micros(text: &str) -> Result<u64, String> {
+    let advice = || "write an amount such as 2 or 1.50".to_owned();
+    let (whole, part) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |text: &str| text.bytes().all(|c| c.is_ascii_digit());
+    if whole.is_empty() || part.len() > 6 || !digits(whole) || !digits(part) {
+        return Err(advice());
+    }
+    let part: u64 = format!("{part:0<6}").parse().map_err(|_invalid| advice())?;
+    let whole = whole.parse::<u64>().ok().and_then(|whole| whole.checked_mul(1_000_000));
+    whole.and_then(|whole| whole.checked_add(part)).ok_or_else(advice)
+}
+
+/// An amount for people.
+pub(super) fn money(micros: u64, currency: &str) -> String {
+    if currency.is_empty() && micros == 0 {
+        return "no cost".to_owned();
+    }
+    format!("{}.{:04} {currency}", micros / 1_000_000, micros % 1_000_000 / 100)
+}
+
+/// Milliseconds for people.
+pub(super) fn span(milliseconds: u64) -> String {
+    let tenths = |of: u64| format!("{}.{}", milliseconds / of, milliseconds % of * 10 / of);
+    match milliseconds {
+        0..1000 => format!("{milliseconds} ms"),
+        1000..120_000 => format!("{} s", tenths(1000)),
+        120_000..7_200_000 => format!("{} min", tenths(60_000)),
+        _ => format!("{} h", tenths(3_600_000)),
+    }
+}
+
+/// Bytes for people.
+pub(super) fn bytes(bytes: u64) -> String {
+    let (unit, name) = match bytes {
+        0..10_000 => return format!("{bytes} B"),
+        10_000..10_000_000 => (1_000, "kB"),
+        10_000_000..10_000_000_000 => (1_000_000, "MB"),
+        _ => (1_000_000_000, "GB"),
+    };
+    format!("{}.{} {name}", bytes / unit, bytes % unit * 10 / unit)
+}

@@ -66,9 +66,10 @@ pub(crate) async fn draft(fleet: &Fleet, wanted: Wanted, by: &str) -> Result<Pla
     check(&wanted)?;
     let mut seen = snapshot(fleet).await?;
     let experience = Experience::of(&fleet.store.ended_migrations(LEARNT_FROM).await?);
+    let meant = vms(&seen, &wanted)?;
     let target = target(&seen, &wanted)?;
     let mut candidates = Vec::new();
-    for (source, vm) in vms(&seen, &wanted)? {
+    for (source, vm) in meant {
         let from =
             seen.place(&source).ok_or_else(|| Problem::not_found(format!("there is no host {source}")))?;
         let along = Along { link: wanted.link.clone(), prefer: wanted.prefer };

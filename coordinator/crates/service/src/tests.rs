@@ -18,6 +18,8 @@ use tonic::{Code, Status, Streaming};
 
 use super::*;
 
+mod plans;
+
 /// Far beyond what anything takes here.
 const PATIENCE: Duration = Duration::from_secs(30);
 
