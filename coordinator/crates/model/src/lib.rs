@@ -6,6 +6,7 @@ pub mod host;
 pub mod link;
 pub mod migration;
 pub mod name;
+pub mod route;
 
 pub use jiff::Timestamp;
 pub use name::Name;
