@@ -3,7 +3,8 @@
 use clap::{Args, Subcommand, ValueEnum};
 use model::Timestamp;
 use model::migration::{Mode, Options};
-use model::plan::{OnFailure, Plan, Prefer, State, Step, Wanted};
+use model::plan::{OnFailure, Plan, State, Step, Wanted};
+use model::route::Order;
 use serde_json::{Value, json};
 
 use super::show::{list, text};
@@ -166,8 +167,8 @@ impl HowArgs {
             },
             link: self.link.clone(),
             prefer: match self.prefer {
-                PreferArg::Fastest => Prefer::Fastest,
-                PreferArg::Cheapest => Prefer::Cheapest,
+                PreferArg::Fastest => Order::Fastest,
+                PreferArg::Cheapest => Order::Cheapest,
             },
             deadline: self.deadline,
             max_cost_micros: self.max_cost,

@@ -30,7 +30,7 @@ pub struct Host {
 pub struct Observed {
     /// Release of its agent.
     pub version: String,
-    /// `HOST:PORT` at which other agents reach it, best first.
+    /// `HOST:PORT` at which other agents reach it, best first; `NETWORK=HOST:PORT` on a network that links name.
     pub addresses: Vec<String>,
     /// Logical processors.
     pub processors: u32,

@@ -7,7 +7,6 @@ pub mod link;
 pub mod migration;
 pub mod name;
 pub mod plan;
-
 pub mod route;
 
 pub use jiff::Timestamp;

@@ -1,5 +1,10 @@
 //! Links: the network paths between two sites; what operators say of them, and what was measured.
 
+mod health;
+mod schedule;
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -7,6 +12,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::Name;
+pub use schedule::{InvalidSchedule, schedule};
 
 /// What a link is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -128,6 +134,80 @@ pub struct Link {
     pub most_migrations: Option<u32>,
 }
 
+/// Longest schedule: a window for every hour of a week.
+const MOST_WINDOWS: usize = 168;
+
+/// A link that cannot be.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum InvalidLink {
+    /// A window that is none.
+    #[error("minutes {from} to {to} are no window of a week; from is 0 to 10079, and to is more than it, at most 10080", from = .0.from, to = .0.to)]
+    Window(Window),
+    /// Too many of them.
+    #[error("a schedule has {MOST_WINDOWS} windows at most")]
+    Windows,
+    /// Nothing could use it.
+    #[error("{0} is 0: leave it out if there is no limit, or remove the link")]
+    Zero(&'static str),
+    /// A currency that is none.
+    #[error("a currency is three capital letters, such as USD")]
+    Currency,
+    /// A price without a currency.
+    #[error("a price needs its currency, such as USD")]
+    NoCurrency,
+}
+
+impl Link {
+    /// A link of which nothing is known but what it joins.
+    #[must_use]
+    pub fn new(name: Name, sites: [Name; 2]) -> Self {
+        Self {
+            name,
+            kind: Kind::default(),
+            sites,
+            network: None,
+            capacity: None,
+            cap: None,
+            price: Price::default(),
+            schedule: Vec::new(),
+            most_migrations: None,
+        }
+    }
+
+    /// Whether it makes sense.
+    ///
+    /// # Errors
+    /// What does not.
+    pub fn check(&self) -> Result<(), InvalidLink> {
+        let Self { capacity, cap, price, schedule, most_migrations, .. } = self;
+        if schedule.len() > MOST_WINDOWS {
+            return Err(InvalidLink::Windows);
+        }
+        if let Some(window) = schedule.iter().find(|window| !window.is_valid()) {
+            return Err(InvalidLink::Window(*window));
+        }
+        let numbers =
+            [("capacity", *capacity), ("cap", *cap), ("most_migrations", most_migrations.map(u64::from))];
+        if let Some((name, _)) = numbers.into_iter().find(|(_, number)| *number == Some(0)) {
+            return Err(InvalidLink::Zero(name));
+        }
+        let free = price.per_gb_micros == 0 && price.per_hour_micros == 0;
+        match price.currency.as_str() {
+            "" if free => Ok(()),
+            "" => Err(InvalidLink::NoCurrency),
+            code if code.len() == 3 && code.bytes().all(|c| c.is_ascii_uppercase()) => Ok(()),
+            _ => Err(InvalidLink::Currency),
+        }
+    }
+
+    /// Whether it joins these two sites, in whatever order.
+    #[must_use]
+    pub fn joins(&self, one: &Name, other: &Name) -> bool {
+        let [a, b] = &self.sites;
+        (a, b) == (one, other) || (a, b) == (other, one)
+    }
+}
+
 /// What a probe found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Measured {
@@ -170,4 +250,23 @@ pub struct Standing {
     pub since: Option<Timestamp>,
     /// What was measured last.
     pub measured: Option<Measured>,
+}
+
+impl Standing {
+    /// Something comes through, and it may be used now.
+    #[must_use]
+    pub fn is_usable(&self, now: Timestamp) -> bool {
+        self.state != State::Down && self.link.is_open(now)
+    }
+
+    /// What one migration can expect, bytes a second: what was measured, or else what it can carry, and no more than the
+    /// cap. None if nobody knows.
+    #[must_use]
+    pub fn rate(&self) -> Option<u64> {
+        let known = self.measured.as_ref().and_then(|measured| measured.rate).or(self.link.capacity);
+        match (known, self.link.cap) {
+            (Some(known), Some(cap)) => Some(known.min(cap)),
+            (known, cap) => known.or(cap),
+        }
+    }
 }

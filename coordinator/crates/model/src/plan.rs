@@ -4,18 +4,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::migration::{Options, State as Stands};
+use crate::route::Order;
 use crate::{Name, link};
-
-/// By what a way is chosen.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Prefer {
-    /// The least time.
-    #[default]
-    Fastest,
-    /// The least money; with a deadline, as long as it is met.
-    Cheapest,
-}
 
 /// What becomes of the rest when one migration fails.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -45,7 +35,7 @@ pub struct Wanted {
     /// The only link to use.
     pub link: Option<Name>,
     /// By what a way is chosen.
-    pub prefer: Prefer,
+    pub prefer: Order,
     /// When all must have arrived.
     pub deadline: Option<Timestamp>,
     /// Most that all may cost, millionths of the links' currency.

@@ -2,8 +2,8 @@
 //! other.
 
 use model::host::{Host, Needs, Vm};
-use model::link::{Price, Standing, State};
-use model::plan::Prefer;
+use model::link::{Price, Standing};
+use model::route::Order;
 use model::{Name, Timestamp};
 
 /// A host.
@@ -63,24 +63,17 @@ impl Fleet {
     /// The ways from one host to another, best first. With links of the two sites, only those that can be used now;
     /// without any, the destination's own address.
     #[must_use]
-    pub fn ways(&self, source: &Host, destination: &Host, prefer: Prefer) -> Vec<Way> {
-        let routes = model::route::routes(source, destination, &self.links, self.now);
+    pub fn ways(&self, source: &Host, destination: &Host, order: Order) -> Vec<Way> {
+        let routes = model::route::routes_by(source, destination, &self.links, order, self.now);
         let mut ways: Vec<Way> = Vec::new();
         for (link, _address) in routes {
+            // Several addresses on one link are one way.
             if ways.iter().any(|way| way.link == link) {
                 continue;
             }
             let standing =
                 link.as_ref().and_then(|name| self.links.iter().find(|one| one.link.name == *name));
             ways.push(standing.map_or_else(direct, way));
-        }
-        let speed = |way: &Way| way.rate.map_or(0, |(rate, _)| rate);
-        // Stable: what is equal stays in the order of the routes.
-        match prefer {
-            Prefer::Fastest => ways.sort_by_key(|way| std::cmp::Reverse(speed(way))),
-            Prefer::Cheapest => ways.sort_by_key(|way| {
-                (way.price.per_gb_micros, way.price.per_hour_micros, std::cmp::Reverse(speed(way)))
-            }),
         }
         ways
     }
@@ -93,18 +86,11 @@ fn direct() -> Way {
 /// What can be expected of a link: what was measured, within what operators allow.
 fn way(standing: &Standing) -> Way {
     let link = &standing.link;
-    let measured = standing.measured.filter(|_| standing.state != State::Down);
-    let tried = measured.and_then(|measured| measured.rate).map(|rate| (rate, true));
-    let rate = tried.or_else(|| link.capacity.map(|capacity| (capacity, false)));
-    let rate = match (rate, link.cap) {
-        (Some((rate, measured)), Some(cap)) if rate > cap => Some((cap, measured)),
-        (None, Some(cap)) => Some((cap, false)),
-        (rate, _) => rate,
-    };
+    let tried = standing.measured.is_some_and(|measured| measured.rate.is_some());
     Way {
         link: Some(link.name.clone()),
-        rate,
-        rtt_us: measured.map(|measured| measured.rtt_us),
+        rate: standing.rate().map(|rate| (rate, tried)),
+        rtt_us: standing.measured.map(|measured| measured.rtt_us),
         price: link.price.clone(),
         most: link.most_migrations,
     }

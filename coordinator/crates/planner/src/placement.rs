@@ -4,7 +4,8 @@ use std::fmt;
 
 use model::Name;
 use model::host::{Host, Needs, Observed, Vm};
-use model::plan::{Prefer, Rejected};
+use model::plan::Rejected;
+use model::route::Order;
 
 use crate::fleet::{Fleet, Place, Way};
 
@@ -30,7 +31,7 @@ pub struct Along {
     /// The only link to use.
     pub link: Option<Name>,
     /// By what one is chosen.
-    pub prefer: Prefer,
+    pub prefer: Order,
 }
 
 /// What speaks against a host.
@@ -114,8 +115,8 @@ pub fn place(fleet: &Fleet, source: &Place, vm: &Vm, target: &Target, along: &Al
     good.sort_by_key(|(place, ways)| {
         let friends = vms(place).filter(|other| shares(vm, other, TOGETHER)).count();
         let way = ways.first().map(|way| match along.prefer {
-            Prefer::Fastest => (0, std::cmp::Reverse(way.rate.map_or(0, |(rate, _)| rate))),
-            Prefer::Cheapest => {
+            Order::Fastest => (0, std::cmp::Reverse(way.rate.map_or(0, |(rate, _)| rate))),
+            Order::Cheapest => {
                 (way.price.per_gb_micros, std::cmp::Reverse(way.rate.map_or(0, |(rate, _)| rate)))
             }
         });

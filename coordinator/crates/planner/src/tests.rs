@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use model::host::{Host, Needs, Observed, Pool, Vm};
 use model::link::{Kind, Link, Measured, Price, Standing, State};
-use model::plan::Prefer;
+use model::route::Order;
 use model::{Name, Timestamp};
 use proptest::prelude::*;
 
@@ -199,10 +199,10 @@ fn a_link_is_chosen_by_time_or_by_money() {
         let placed = place(&fleet, &fleet.places[0], &vm("web-1"), &Target::Site(name("paris")), &along);
         placed.chosen.map(|(_, ways)| ways[0].link.clone().unwrap().to_string())
     };
-    assert_eq!(best(Prefer::Fastest, None).as_deref(), Some("dear"));
-    assert_eq!(best(Prefer::Cheapest, None).as_deref(), Some("cheap"));
-    assert_eq!(best(Prefer::Fastest, Some("cheap")).as_deref(), Some("cheap"));
-    assert_eq!(best(Prefer::Fastest, Some("none")), None);
+    assert_eq!(best(Order::Fastest, None).as_deref(), Some("dear"));
+    assert_eq!(best(Order::Cheapest, None).as_deref(), Some("cheap"));
+    assert_eq!(best(Order::Fastest, Some("cheap")).as_deref(), Some("cheap"));
+    assert_eq!(best(Order::Fastest, Some("none")), None);
 }
 
 #[test]
@@ -211,7 +211,7 @@ fn an_estimate_says_what_it_rests_on() {
         vec![host("here", "munich"), host("there", "paris")],
         vec![link("vpn", ["munich", "paris"], 10_000_000, 90_000)],
     );
-    let ways = fleet.ways(&fleet.places[0].host, &fleet.places[1].host, Prefer::Fastest);
+    let ways = fleet.ways(&fleet.places[0].host, &fleet.places[1].host, Order::Fastest);
     let vm = vm("web-1");
     let guess = estimate(&Experience::default(), &vm.id, &vm.needs, &ways[0], model::migration::Mode::Live);
     assert!(guess.bytes > 0 && guess.cost_micros > 0 && guess.currency == "USD", "{guess:?}");

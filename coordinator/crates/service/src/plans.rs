@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 
 use model::host::{Host, Vm};
 use model::migration::Migration;
-use model::plan::{Estimate, Plan, Prefer, Rejected, State, Step, StepState, Wanted};
+use model::plan::{Estimate, Plan, Rejected, State, Step, StepState, Wanted};
+use model::route::Order;
 use model::{Name, Timestamp};
 use planner::estimate::{Experience, estimate};
 use planner::fleet::{Place, Way};
@@ -173,7 +174,7 @@ fn hasten(
     at_once: usize,
     now: Timestamp,
 ) {
-    let (Some(deadline), Prefer::Cheapest) = (wanted.deadline, wanted.prefer) else { return };
+    let (Some(deadline), Order::Cheapest) = (wanted.deadline, wanted.prefer) else { return };
     let time = u64::try_from(deadline.as_millisecond().saturating_sub(now.as_millisecond())).unwrap_or(0);
     while makespan(candidates, experience, wanted, at_once) > time {
         let faster = |one: &Candidate| -> Option<(u64, usize)> {
