@@ -3,6 +3,7 @@
 mod host;
 mod migration;
 mod plan;
+mod report;
 mod show;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ use crate::serve::{self, ServeArgs};
 use host::{HostCommand, VmCommand};
 use migration::MigrationCommand;
 use plan::{MigrateArgs, PlanCommand};
+use report::ReportCommand;
 use token::{AuditCommand, TokenCommand};
 
 /// Moves virtual machines between the hosts of a fleet.
@@ -65,6 +67,9 @@ enum Command {
     /// Migrations.
     #[command(subcommand)]
     Migration(MigrationCommand),
+    /// How expectations fared, and what was spent.
+    #[command(subcommand)]
+    Report(ReportCommand),
     /// Tokens of people and programs.
     #[command(subcommand)]
     Token(TokenCommand),
@@ -106,6 +111,7 @@ fn ask(client: &Client, command: Command, format: Format) -> Result<(), Failure>
         Command::Migrate(args) => plan::migrate(client, args, format),
         Command::Plan(command) => plan::plan(client, command, format),
         Command::Migration(command) => migration::migration(client, command, format),
+        Command::Report(command) => report::report(client, command, format),
         Command::Token(command) => token::token(client, command, format),
         Command::Audit(command) => token::audit(client, command, format),
     }

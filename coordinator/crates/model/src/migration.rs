@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Name;
 use crate::host::Needs;
+use crate::link::Price;
 use crate::plan::Estimate;
 
 /// How a VM moves.
@@ -191,6 +192,9 @@ pub struct Migration {
     /// What it was expected to take.
     #[serde(default)]
     pub estimate: Option<Estimate>,
+    /// What its link costs, as it was when it was begun.
+    #[serde(default)]
+    pub price: Price,
 }
 
 /// A wish that has no place in the state that a migration is in.
@@ -299,6 +303,7 @@ mod tests {
             link: None,
             needs: Needs::default(),
             estimate: None,
+            price: Price::default(),
         };
         migration.state = migration.read();
         migration

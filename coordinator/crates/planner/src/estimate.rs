@@ -5,6 +5,7 @@ use model::migration::{Migration, Mode, State};
 use model::plan::{Estimate, cost};
 
 use crate::fleet::Way;
+use crate::report::Took;
 
 /// Migrations that are looked at, newest first: what was long ago says little.
 const MOST: usize = 200;
@@ -33,7 +34,6 @@ struct Past {
     vm: String,
     link: Option<model::Name>,
     mode: Mode,
-    total_ms: u64,
     downtime_ms: Option<u64>,
     wire: u64,
     /// RAM and disks of the VM, if they were known.
@@ -76,15 +76,13 @@ fn past(migration: &Migration) -> Option<Past> {
     if migration.state != State::Completed {
         return None;
     }
-    let report = &migration.at_source.as_ref()?.report["report"];
-    let number = |name: &str| report[name].as_u64();
+    let took = Took::of(migration)?;
     Some(Past {
         vm: migration.vm.clone(),
         link: migration.link.clone(),
         mode: migration.options.mode,
-        total_ms: number("total_ms")?,
-        downtime_ms: number("downtime_ms"),
-        wire: number("ram_wire")?.saturating_add(number("disk_wire")?),
+        downtime_ms: took.downtime_ms,
+        wire: took.bytes,
         size: migration.needs.memory_bytes.saturating_add(migration.needs.disk_bytes),
     })
 }

@@ -7,6 +7,7 @@ pub mod estimate;
 pub mod fleet;
 pub mod order;
 pub mod placement;
+pub mod report;
 
 #[cfg(test)]
 mod tests;

@@ -247,6 +247,7 @@ fn completed(vm: &str, report: serde_json::Value) -> model::migration::Migration
         link: None,
         needs: Needs::default(),
         estimate: None,
+        price: Price::default(),
     }
 }
 
@@ -303,4 +304,55 @@ proptest! {
         }
         prop_assert!(moves.iter().all(|one| running.admits(one, 1)));
     }
+}
+
+fn arrived(id: &str, link: Option<&str>, tenant: &str, bytes: u64) -> model::migration::Migration {
+    let report = serde_json::json!({ "report": {
+        "total_ms": 10_000, "downtime_ms": 100, "ram_wire": bytes, "disk_wire": 0,
+        "predicted": { "total_ms": 11_000, "downtime_ms": 125, "wire_bytes": bytes * 2 },
+    } });
+    let mut migration = completed("web-1", report);
+    migration.id = id.to_owned();
+    migration.link = link.map(name);
+    migration.needs.tenant = tenant.to_owned();
+    if link.is_some() {
+        migration.price = Price { currency: "USD".to_owned(), per_gb_micros: 90_000, per_hour_micros: 0 };
+    }
+    migration
+}
+
+#[test]
+fn expectations_are_graded_beside_what_happened() {
+    let mut undone = arrived("c", None, "", 1);
+    undone.state = model::migration::State::Undone;
+    let accuracy =
+        crate::report::accuracy(&[arrived("a", None, "", 1_000_000), arrived("b", None, "", 5), undone]);
+    assert_eq!(accuracy.migrations.len(), 2);
+    let held = accuracy.measured;
+    assert_eq!((held.of, held.duration, held.bytes, held.downtime), (2, 2, 0, 2));
+    assert_eq!(accuracy.planned.of, 0);
+}
+
+#[test]
+fn costs_are_summed_by_whom_they_concern() {
+    use crate::report::{By, charges};
+    let all = [
+        arrived("a", Some("vpn"), "acme", 2_000_000_000),
+        arrived("b", Some("vpn"), "other", 1_000_000_000),
+        arrived("c", None, "acme", 1_000_000_000),
+    ];
+    let by = |by| -> Vec<_> {
+        let charges = charges(&all, by);
+        charges
+            .into_iter()
+            .map(|one| (one.tenant, one.link.map(|link| link.to_string()), one.cost_micros))
+            .collect()
+    };
+    let some = |text: &str| Some(text.to_owned());
+    assert_eq!(by(By::Link), [(None, None, 0), (None, some("vpn"), 270_000)]);
+    assert_eq!(
+        by(By::Tenant),
+        [(some("acme"), None, 0), (some("acme"), None, 180_000), (some("other"), None, 90_000)]
+    );
+    assert_eq!(by(By::Migration).len(), 3);
 }

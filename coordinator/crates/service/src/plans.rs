@@ -5,6 +5,7 @@ pub(crate) mod run;
 use std::collections::BTreeMap;
 
 use model::host::{Host, Vm};
+use model::link::Price;
 use model::migration::Migration;
 use model::plan::{Estimate, Plan, Rejected, State, Step, StepState, Wanted};
 use model::route::Order;
@@ -293,7 +294,7 @@ fn blocked(steps: &[Step], total: &Estimate, wanted: &Wanted, now: Timestamp) ->
 }
 
 /// The migration of a step that begins.
-fn migration(plan: &Plan, step: &Step, vm: Option<&Vm>, now: Timestamp) -> Option<Migration> {
+fn migration(plan: &Plan, step: &Step, vm: Option<&Vm>, price: Price, now: Timestamp) -> Option<Migration> {
     use model::migration::{State as Stands, Wish};
     Some(Migration {
         id: step.migration.clone(),
@@ -313,5 +314,6 @@ fn migration(plan: &Plan, step: &Step, vm: Option<&Vm>, now: Timestamp) -> Optio
         link: step.link.clone(),
         needs: vm.map(|vm| vm.needs.clone()).unwrap_or_default(),
         estimate: Some(step.estimate.clone()),
+        price,
     })
 }

@@ -3,6 +3,7 @@ use std::sync::Arc;
 use model::access::Role;
 use model::audit::Deed;
 use model::host::{Needs, Observed, Vm};
+use model::link::Price;
 use model::migration::{Migration, Options, Progress, State, Wish};
 use model::{Name, Timestamp};
 
@@ -50,6 +51,7 @@ fn migration(number: u32, vm: &str) -> Migration {
         link: None,
         needs: Needs::default(),
         estimate: None,
+        price: Price::default(),
     }
 }
 

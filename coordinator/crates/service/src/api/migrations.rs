@@ -7,6 +7,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use model::Name;
 use model::access::Action;
+use model::link::Price;
 use model::migration::{Migration, Options, State as Stands, Wish};
 use serde::{Deserialize, Serialize};
 use store::Page;
@@ -97,6 +98,7 @@ pub(super) async fn begin(
         link: None,
         needs: found.needs.clone(),
         estimate: None,
+        price: Price::default(),
     };
     let what = format!("{} from {} to {}", migration.id, migration.source, migration.destination);
     let deed = caller.does(Action::Migrate, vm, what);

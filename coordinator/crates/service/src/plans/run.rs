@@ -111,12 +111,12 @@ async fn begin(fleet: &Fleet, plan: &Plan, running: &mut Running) -> Result<(), 
     let links = links(fleet);
     for (nth, step) in plan.steps.iter().enumerate().filter(|(_, step)| step.state == StepState::Waiting) {
         let Some(destination) = step.destination.clone() else { continue };
-        let most = step.link.as_ref().and_then(|link| links.iter().find(|one| one.link.name == *link));
+        let link = step.link.as_ref().and_then(|link| links.iter().find(|one| one.link.name == *link));
         let one = Move {
             source: step.source.clone(),
             destination,
             link: step.link.clone(),
-            link_most: most.and_then(|one| one.link.most_migrations),
+            link_most: link.and_then(|one| one.link.most_migrations),
             duration_ms: 0,
         };
         // A rehearsal takes nobody's place.
@@ -127,7 +127,8 @@ async fn begin(fleet: &Fleet, plan: &Plan, running: &mut Running) -> Result<(), 
         let source = hosts.iter().find(|host| host.name == step.source);
         let vms = source.and_then(|host| host.observed.as_ref()).map(|observed| &observed.vms);
         let vm = vms.and_then(|vms| vms.iter().find(|vm| vm.id == step.vm));
-        let Some(migration) = migration(plan, step, vm, now()) else { continue };
+        let price = link.map(|one| one.link.price.clone()).unwrap_or_default();
+        let Some(migration) = migration(plan, step, vm, price, now()) else { continue };
         let what = format!(
             "{} from {} to {}, plan {}",
             migration.id, migration.source, migration.destination, plan.id
