@@ -15,7 +15,7 @@ CASE ?=
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: ## Copy a disk between two agents, kill one half-way, resume, re-sync, verify
+demo: ## Two hosts join a coordinator; a disk is copied, killed half-way, resumed; a running guest moves
 	scripts/demo.sh
 
 test: ## Install what the tests need and run all of them

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # The main job, on real files, in a few minutes: `make demo`.
 #
-# Makes an ext4 image from this machine's own /usr, starts two agents as separate processes, copies the image from one
-# to the other, kills the receiver with SIGKILL half-way and lets the copy resume, changes files in the image and
-# re-syncs, copies it back, and verifies every receipt. Then a running guest moves live from one host to the other and
-# back, and proves by its heartbeats and checksums that it never lost a byte. Needs no root, except to install what is
+# Starts a coordinator and two agents as separate processes, which join it by one-time tokens. Makes an ext4 image from
+# this machine's own /usr, copies it from one host to the other, kills the receiver with SIGKILL half-way and lets the
+# copy resume, changes files in the image and re-syncs, copies it back, and verifies every receipt. Then a running guest
+# moves live from one host to the other by one word to the coordinator, which is killed meanwhile, and back as its host is
+# drained; it proves by its heartbeats and checksums that it never lost a byte. Needs no root, except to install what is
 # missing; without QEMU the last part is left out, and said so. Traffic stays on loopback.
 #
 # DEMO_MIB: size of the image (default 1024). DEMO_DIR: where to work (default: a temporary folder, removed at the end).
@@ -32,9 +33,10 @@ PATH=$PATH:/sbin:/usr/sbin
 echo "cargo, a C compiler, mkfs.ext4 and debugfs are here; nothing else needs root"
 
 say "Build"
-cargo build --locked --release -p novaferry-agent --bins
+cargo build --locked --release -p novaferry-agent -p novaferry-coordinator --bins
 target=${CARGO_TARGET_DIR:-target}
 agent=$(realpath "$target/release/novaferry-agent")
+novaferry=$(realpath "$target/release/novaferry")
 
 work=${DEMO_DIR:-}
 if [ -z "$work" ]; then
@@ -75,10 +77,35 @@ guest=${NOVAFERRY_GUEST:-/var/tmp/novaferry-guest-$UID}/current
 boot=$work/boot
 mkdir -p "$boot"
 
-say "Two hosts: certificates, pools, agents"
-"$agent" pki init "$work/ca" >/dev/null
+# lead: starts the coordinator; a restart keeps its addresses. Its process is left in $coordinator.
+agents=127.0.0.1:0
+api=127.0.0.1:0
+lead() {
+    : >"$work/coordinator.log"
+    "$novaferry" serve --state "$work/coordinator" --agents "$agents" --api "$api" 2>>"$work/coordinator.log" &
+    coordinator=$!
+    disown "$coordinator"
+    pids+=("$coordinator")
+    for _ in $(seq 300); do
+        if grep -q ' ready ' "$work/coordinator.log"; then break; fi
+        kill -0 "$coordinator" 2>/dev/null || { cat "$work/coordinator.log" >&2; die "the coordinator did not start"; }
+        sleep 0.1
+    done
+    agents=$(sed -n 's/.* ready agents="\?\([^" ]*\).*/\1/p' "$work/coordinator.log")
+    api=$(sed -n 's/.* ready .*api="\?\([^" ]*\).*/\1/p' "$work/coordinator.log")
+    [ -n "$agents" ] && [ -n "$api" ] || { cat "$work/coordinator.log" >&2; die "the coordinator did not get ready"; }
+    export NOVAFERRY_URL=https://$api NOVAFERRY_CA=$work/coordinator/ca.pem
+    export NOVAFERRY_TOKEN_FILE=$work/coordinator/admin-token
+}
+
+say "A coordinator, and two hosts that join it by one-time tokens"
+mkdir -p "$work/coordinator" "$work/hosts"
+lead
+echo "the coordinator: agents dial $agents, people and programs ask https://$api"
 for host in host-a host-b; do
-    "$agent" pki issue "$host" --ca "$work/ca" --out "$work/hosts" >/dev/null
+    token=$("$novaferry" host token --site demo --host "$host" --expires 10m)
+    "$agent" join "$agents" "$token" --name "$host" --identity "$work/hosts/$host" >/dev/null ||
+        die "$host could not join"
     mkdir -p "$work/$host/pool"
     cat >"$work/$host/agent.toml" <<TOML
 state_dir = "$work/$host/state"
@@ -95,6 +122,8 @@ pull = ["host-a", "host-b"]
 listen = "off"
 [control]
 socket = "$work/$host/agent.sock"
+[coordinator]
+address = "$agents"
 [vms]
 folder = "$work/$host/vms"
 vmd = "$work/$host/vmd.sock"
@@ -216,13 +245,15 @@ else
     echo "$(qemu-system-x86_64 --version | head -n 1); a Linux kernel with one program that checks its memory and its disk"
 fi
 
-# move FROM TO: the guest moves live; what came of it is left in $work/move.json.
-move() {
-    "$agent" migrate guest --to "novaferry://$3" --socket "$work/$1/agent.sock" --output json \
-        >"$work/move.json" 2>"$work/move.log" || { cat "$work/move.json" "$work/move.log" >&2; die "the guest did not move"; }
-    moves+=("$(printf '%-34s %9s ms %12s %12s %12s' "guest, $1 to $2" \
-        "$(field "$work/move.json" downtime_ms)" "$(mb "$(field "$work/move.json" ram_plain)")" \
-        "$(mb "$(field "$work/move.json" ram_wire)")" "$(field "$work/move.json" total_ms) ms")")
+# ask COMMAND...: asks the coordinator for a plan, which is left in $plan.
+ask() {
+    plan=$("$novaferry" "$@" --detach --output json | sed -n 's/^{"id":"\([0-9a-f]*\)".*/\1/p')
+    [ -n "$plan" ] || die "the coordinator made no plan"
+}
+# arrive: follows the plan to its end.
+arrive() {
+    "$novaferry" plan watch "$plan" >"$work/move.log" 2>&1 || { cat "$work/move.log" >&2; die "the guest did not move"; }
+    tail -n 1 "$work/move.log"
 }
 beats() { # a file that is not there yet has none
     local count
@@ -236,7 +267,6 @@ await_beats() { # await_beats FILE COUNT
     done
     die "the guest's heart does not beat in $1"
 }
-moves=()
 if [ -n "$live" ]; then
     say "A running guest moves from host-a to host-b, and back"
     vmd=$(realpath "$target/release/novaferry-vmd")
@@ -262,7 +292,17 @@ if [ -n "$live" ]; then
     disown "$!"
     await_beats "$folder/serial.log" 10
     echo "the guest runs on host-a: $(grep '^HB ' "$folder/serial.log" | tail -n 1 | tr -d '\r')"
-    move host-a host-b "$address_b"
+    # The hosts tell the coordinator what they have.
+    for _ in $(seq 300); do
+        "$novaferry" vm list --output json | grep -q '"access":"live"' && break
+        sleep 0.1
+    done
+    "$novaferry" migrate guest --to host-b --dry-run
+    ask migrate guest --to host-b
+    kill -9 "$coordinator"
+    echo "the coordinator is killed with SIGKILL meanwhile; the hosts go on, and tell the next one"
+    lead
+    arrive
     there=$work/host-b/vms/guest/run/serial0.log
     await_beats "$there" 15
     echo "it runs on host-b:        $(grep '^HB ' "$there" | tail -n 1 | tr -d '\r')"
@@ -270,7 +310,12 @@ if [ -n "$live" ]; then
     tail -c +1 -f "$there" >"$work/serial-b.log" 2>/dev/null &
     pids+=("$!")
     disown "$!"
-    move host-b host-a "$address_a"
+    for _ in $(seq 300); do
+        "$novaferry" vm list --output json | grep '"host":"host-b"' | grep -q '"access":"live"' && break
+        sleep 0.1
+    done
+    ask host drain host-b
+    arrive
     back=$work/host-a/vms/guest/run/serial0.log
     await_beats "$back" 15
     echo "and on host-a again:      $(grep '^HB ' "$back" | tail -n 1 | tr -d '\r')"
@@ -285,9 +330,11 @@ fi
 say "What happened (loopback, both ends on this machine)"
 printf '%-34s %12s %12s %12s %12s %10s\n' "" "volume" "on the wire" "zero" "sent again" "time"
 printf '%s\n' "${rows[@]}"
-if [ -n "$live" ]; then
-    printf '\n%-34s %12s %12s %12s %12s\n' "" "pause" "memory" "on the wire" "time"
-    printf '%s\n' "${moves[@]}"
-fi
 echo
 echo "All three copies are equal byte for byte, and all three receipts verify offline against the CA."
+if [ -n "$live" ]; then
+    say "What the coordinator knows of it"
+    "$novaferry" migration list
+    "$novaferry" report accuracy
+    "$novaferry" audit check
+fi
