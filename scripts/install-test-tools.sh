@@ -28,6 +28,7 @@ mkfs.ext4 e2fsprogs
 nbdcopy libnbd-bin
 nbdinfo libnbd-bin
 nbdkit nbdkit
+pg_ctlcluster postgresql
 pkg-config pkg-config
 qemu-img qemu-utils
 qemu-io qemu-utils

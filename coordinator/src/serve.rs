@@ -19,11 +19,19 @@ Environment: NOVAFERRY_LOG, a log filter such as \"info\" or \"novaferry_service
 
 Examples:
   novaferry serve
+  novaferry serve --database-file /etc/novaferry/database
   novaferry serve --state /srv/coordinator --api 0.0.0.0:7443 --name coordinator.example")]
 pub(crate) struct ServeArgs {
     /// Folder of the database and the CA.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/novaferry-coordinator")]
     state: PathBuf,
+    /// A PostgreSQL database that several coordinators share, as postgres://USER@HOST/NAME; one of them leads, the
+    /// others stand by. A password belongs into --database-file or into the environment.
+    #[arg(long, value_name = "URL", env = "NOVAFERRY_DATABASE", hide_env_values = true)]
+    database: Option<String>,
+    /// File with the address of the database.
+    #[arg(long, value_name = "FILE", conflicts_with = "database")]
+    database_file: Option<PathBuf>,
     /// Where agents dial.
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:7444")]
     agents: SocketAddr,
@@ -35,7 +43,29 @@ pub(crate) struct ServeArgs {
     name: Vec<String>,
 }
 
-pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
+/// The address of the database, if one is named; never with a password that other users of this machine can see.
+fn database(args: &ServeArgs) -> Result<Option<String>, Failure> {
+    if let Some(file) = &args.database_file {
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            let what = format!("cannot read {}: {error}", file.display());
+            Failure::new("database", what, "write the database's address into it").usage()
+        })?;
+        return Ok(Some(text.trim().to_owned()));
+    }
+    let by_argument =
+        std::env::args_os().any(|argument| argument.to_string_lossy().starts_with("--database"));
+    let address = args.database.as_deref().and_then(|url| url.split_once("://")?.1.split_once('@'));
+    if by_argument && address.is_some_and(|(user, _)| user.contains(':')) {
+        let what = "a password on the command line is seen by every user of this machine";
+        return Err(
+            Failure::new("database", what, "write the address into a file, for --database-file").usage()
+        );
+    }
+    Ok(args.database.clone())
+}
+
+pub(crate) fn run(mut args: ServeArgs) -> Result<(), Failure> {
+    args.database = database(&args)?;
     let filter = std::env::var("NOVAFERRY_LOG").unwrap_or_else(|_| "info".to_owned());
     let filter = tracing_subscriber::EnvFilter::try_new(&filter).map_err(|error| {
         Failure::new("log", format!("NOVAFERRY_LOG is no filter: {error}"), "write \"info\", for example")
@@ -57,7 +87,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
 }
 
 async fn serve(args: ServeArgs) -> Result<(), ServiceError> {
-    let ServeArgs { state, agents, api, name } = args;
+    let ServeArgs { state, database, database_file: _, agents, api, name } = args;
     let stop = CancellationToken::new();
     // Before anything that others can see: a signal that comes early must not kill.
     let signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
@@ -69,7 +99,12 @@ async fn serve(args: ServeArgs) -> Result<(), ServiceError> {
             stop.cancel();
         });
     }
-    let service = Service::open(Settings { state, agents, api, names: name }).await?;
+    let opened = Service::open(Settings { state, database, agents, api, names: name });
+    let service = tokio::select! {
+        service = opened => service?,
+        // One that stands by may do so for long.
+        () = stop.cancelled() => return Ok(()),
+    };
     let address = |found: std::io::Result<SocketAddr>| found.map(|a| a.to_string()).unwrap_or_default();
     tracing::info!(agents = address(service.agents()), api = address(service.api()), "ready");
     notify(NotifyState::Ready);

@@ -87,6 +87,7 @@ pub const CRATES: &[Row] = &[
     Row { name: "guest-init", folder: "tests/guest/init", uses: Uses::Only(&[]), pure: false },
     Row { name: "layering", folder: "tests/layering", uses: Uses::Anything, pure: false },
     Row { name: "link", folder: "tests/link", uses: Uses::Anything, pure: false },
+    Row { name: "postgres", folder: "tests/postgres", uses: Uses::Anything, pure: false },
     Row { name: "simulation", folder: "tests/simulation", uses: Uses::Anything, pure: false },
 ];
 

@@ -55,7 +55,12 @@ impl Authority {
         let key_file = folder.join(KEY_FILE);
         let ca = match store.fact(CERTIFICATE).await? {
             Some(certificate) => {
-                let key = pki::read_secret(&key_file)?;
+                let key = pki::read_secret(&key_file).inspect_err(|_error| {
+                    tracing::error!(
+                        file = %key_file.display(),
+                        "this database's CA has a key that is not here; copy ca.key from the coordinator that made it"
+                    );
+                })?;
                 Ca::from_pem(&key, &certificate)?
             }
             None => {

@@ -28,6 +28,11 @@ pub enum ServiceError {
         /// Why not.
         source: std::io::Error,
     },
+    /// Another coordinator may lead now.
+    #[error(
+        "the database was lost, and another coordinator may lead now; start this one again, and it stands by"
+    )]
+    Replaced,
     /// What cannot be.
     #[error("{0}; this is a bug")]
     Internal(String),

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use model::audit::Deed;
 use model::migration::{Migration, Progress};
 use model::{Name, Timestamp};
-use store::{Store, StoreError, StoreErrorKind};
+use store::{Database, Store, StoreError, StoreErrorKind};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -43,8 +43,12 @@ pub(crate) fn now() -> Timestamp {
 }
 
 impl Fleet {
-    pub(crate) async fn open(folder: &Path, names: Vec<String>) -> Result<Arc<Self>, ServiceError> {
-        let store = Store::open(folder).await?;
+    pub(crate) async fn open(
+        folder: &Path,
+        database: &Database,
+        names: Vec<String>,
+    ) -> Result<Arc<Self>, ServiceError> {
+        let store = Store::open(database).await?;
         let authority = Authority::open(folder, &store, names).await?;
         let (wanted, revoked) = (watch::Sender::new(0), watch::Sender::new(0));
         Ok(Arc::new(Self { store, authority, lines: Mutex::new(BTreeMap::new()), wanted, revoked }))

@@ -24,12 +24,15 @@ use control_api::v1::coordinator_server::CoordinatorServer;
 pub use error::ServiceError;
 use fleet::Fleet;
 use listen::Clients;
+use store::Database;
 
 /// What the coordinator is told at its start.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Folder of its database and its CA.
+    /// Folder of its CA's key, and of its database if that is its own.
     pub state: PathBuf,
+    /// A PostgreSQL database, `postgres://…`, that several coordinators share; none for one in the folder.
+    pub database: Option<String>,
     /// Where agents dial.
     pub agents: SocketAddr,
     /// Where people and programs ask.
@@ -48,14 +51,16 @@ pub struct Service {
 
 impl Service {
     /// Opens the state folder, makes what is missing, and listens. A first administrator's token is written into the
-    /// folder as `admin-token` when there is no token at all.
+    /// folder as `admin-token` when there is no token at all. Of a database that another coordinator leads it waits for
+    /// its turn, and listens nowhere meanwhile.
     ///
     /// # Errors
     /// When the folder or an address cannot be used.
     pub async fn open(settings: Settings) -> Result<Self, ServiceError> {
-        let Settings { state, agents, api, mut names } = settings;
+        let Settings { state, database, agents, api, mut names } = settings;
+        let database = database.map_or_else(|| Database::Folder(state.clone()), Database::Postgres);
         names.extend(["localhost", "127.0.0.1", "::1"].map(ToOwned::to_owned));
-        let fleet = Fleet::open(&state, names).await?;
+        let fleet = Fleet::open(&state, &database, names).await?;
         api::tokens::first(&fleet, &state).await?;
         let listen = async |what: &str, address: SocketAddr| {
             TcpListener::bind(address).await.map_err(|error| ServiceError::listen(what, address, error))
@@ -82,9 +87,17 @@ impl Service {
     /// Serves until it is to stop. Lines are closed then; agents dial again.
     ///
     /// # Errors
-    /// When TLS cannot be set up.
+    /// When TLS cannot be set up; [`ServiceError::Replaced`] when another coordinator may lead.
     pub async fn run(self, stop: CancellationToken) -> Result<(), ServiceError> {
         let Self { fleet, agents, api } = self;
+        let (lost, stop) = (fleet.store.lost(), stop.child_token());
+        let replaced = tokio::spawn({
+            let (lost, stop) = (lost.clone(), stop.clone());
+            async move {
+                lost.cancelled().await;
+                stop.cancel();
+            }
+        });
         let lines = line::Lines::new(Arc::clone(&fleet), stop.clone());
         let server = CoordinatorServer::new(lines)
             .max_decoding_message_size(control_api::MAX_MESSAGE)
@@ -95,6 +108,10 @@ impl Service {
         let router = api::router(Arc::clone(&fleet));
         let api = listen::serve(api, listen::tls(&fleet.authority, Clients::People)?, router, stop.clone());
         tokio::join!(agents, api, plans::run::run(Arc::clone(&fleet), stop));
+        replaced.abort();
+        if lost.is_cancelled() {
+            return Err(ServiceError::Replaced);
+        }
         fleet.store.close().await;
         Ok(())
     }

@@ -40,7 +40,13 @@ impl World {
 
     async fn within(folder: tempfile::TempDir) -> Self {
         let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let settings = Settings { state: folder.path().to_owned(), agents: any, api: any, names: Vec::new() };
+        let settings = Settings {
+            state: folder.path().to_owned(),
+            database: None,
+            agents: any,
+            api: any,
+            names: Vec::new(),
+        };
         let service = Service::open(settings).await.unwrap();
         let (agents, api) = (service.agents().unwrap().to_string(), service.api().unwrap().to_string());
         let stop = CancellationToken::new();

@@ -49,7 +49,7 @@ fn parse(value: Option<&str>) -> Result<u64, StoreError> {
 }
 
 impl Work<'_> {
-    async fn set_fact(&mut self, name: &str, value: &str) -> Result<(), StoreError> {
+    pub(crate) async fn set_fact(&mut self, name: &str, value: &str) -> Result<(), StoreError> {
         let text = "INSERT INTO facts (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
         sqlx::query(text).bind(name).bind(value).execute(&mut *self.transaction).await?;
         Ok(())

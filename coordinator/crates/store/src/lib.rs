@@ -1,9 +1,12 @@
-//! What the coordinator remembers: a SQLite database beside it.
+//! What the coordinator remembers: a SQLite database beside it, or PostgreSQL for several coordinators.
 //!
 //! Everything that changes something is one transaction with its entry in the audit log: neither is there without the
-//! other. SQLite has one writer; so has [`Store`], and it holds a lock on the folder while it lives.
+//! other. One process has the database at a time: it holds a lock on the folder of a SQLite database, and an advisory
+//! lock of PostgreSQL. Whoever has lost that lock without knowing it yet cannot write: each transaction looks whether a
+//! newer leader has begun.
 
 mod audit;
+mod database;
 mod error;
 mod facts;
 mod hosts;
@@ -11,23 +14,21 @@ mod migrations;
 mod plans;
 mod tokens;
 
-use std::fs::File;
-use std::path::Path;
+use std::sync::Arc;
 
-use sqlx::any::AnyPoolOptions;
-use sqlx::{Any, AnyPool, Executor, Transaction};
+use sqlx::{Any, AnyPool, Row, Transaction};
 use tokio::sync::{Mutex, MutexGuard};
+use tokio_util::sync::CancellationToken;
 
+pub use database::Database;
+use database::{Hold, Opened};
 pub use error::{StoreError, StoreErrorKind};
 pub use hosts::{Certificate, RevokedCertificate};
 pub use migrations::Page;
 pub use tokens::{ApiToken, JoinGrant};
 
-/// Connections that read at once.
-const READERS: u32 = 4;
-/// Name of the database in its folder.
-const DATABASE: &str = "coordinator.db";
-const LOCK: &str = "lock";
+/// The fact that says how often the lead has changed hands.
+const TERM: &str = "leader-term";
 
 /// The database, open.
 #[derive(Debug)]
@@ -36,7 +37,10 @@ pub struct Store {
     writer: AnyPool,
     /// A transaction that waits for another here gets its turn in order, and never meets a busy database.
     turn: Mutex<()>,
-    _lock: File,
+    /// How often the lead had changed hands when it came to this process; none of a database that has one user anyway.
+    term: Option<String>,
+    lost: CancellationToken,
+    _hold: Arc<Hold>,
 }
 
 /// A transaction, and its turn. Dropped without [`Work::commit`] it changes nothing.
@@ -53,36 +57,26 @@ impl Work<'_> {
 }
 
 impl Store {
-    /// Opens the database in a folder; makes it, or brings it up to this release's schema.
+    /// Opens a database; makes it, or brings it up to this release's schema. Of a PostgreSQL database that another
+    /// coordinator leads it waits until that one is gone.
     ///
     /// # Errors
-    /// [`StoreErrorKind::Busy`] when another coordinator uses it; [`StoreErrorKind::Newer`] when a newer release has
-    /// used it; what the file system or SQLite says.
-    pub async fn open(folder: &Path) -> Result<Self, StoreError> {
-        let lock = lock(folder)?;
-        sqlx::any::install_default_drivers();
-        let path = folder.join(DATABASE);
-        let path = path.to_str().ok_or_else(|| StoreError::unusable("the database's path is not UTF-8"))?;
-        let options = |most: u32| {
-            AnyPoolOptions::new().max_connections(most).min_connections(1).after_connect(|connection, _| {
-                // WAL survives a killed process at any rate; FULL survives a lost host, too.
-                Box::pin(async move {
-                    for pragma in [
-                        "PRAGMA journal_mode = WAL",
-                        "PRAGMA synchronous = FULL",
-                        "PRAGMA foreign_keys = ON",
-                        "PRAGMA busy_timeout = 10000",
-                    ] {
-                        connection.execute(pragma).await?;
-                    }
-                    Ok(())
-                })
-            })
-        };
-        let writer = options(1).connect(&format!("sqlite://{path}?mode=rwc")).await?;
-        sqlx::migrate!("./migrations").run(&writer).await?;
-        let readers = options(READERS).connect(&format!("sqlite://{path}?mode=rw")).await?;
-        Ok(Self { readers, writer, turn: Mutex::new(()), _lock: lock })
+    /// [`StoreErrorKind::Busy`] when another coordinator uses a SQLite database; [`StoreErrorKind::Newer`] when a newer
+    /// release has used it; what the file system or the database says.
+    pub async fn open(database: &Database) -> Result<Self, StoreError> {
+        let Opened { readers, writer, hold, lost, shared } = database.open().await?;
+        let mut store =
+            Self { readers, writer, turn: Mutex::new(()), term: None, lost, _hold: Arc::new(hold) };
+        if shared {
+            store.term = Some(store.begin_term().await?);
+        }
+        Ok(store)
+    }
+
+    /// Ends when another process may have the database: nothing can be changed any more.
+    #[must_use]
+    pub fn lost(&self) -> CancellationToken {
+        self.lost.clone()
     }
 
     /// Waits for what runs and closes the database.
@@ -92,20 +86,33 @@ impl Store {
         self.writer.close().await;
     }
 
+    async fn begin_term(&self) -> Result<String, StoreError> {
+        let mut work = self.work().await?;
+        let row = sqlx::query("SELECT value FROM facts WHERE name = $1").bind(TERM);
+        let row = row.fetch_optional(&mut *work.transaction).await?;
+        let before: Option<String> = row.map(|row| row.try_get("value")).transpose()?;
+        let before: u64 = before.and_then(|text| text.parse().ok()).unwrap_or(0);
+        let term = before.saturating_add(1).to_string();
+        work.set_fact(TERM, &term).await?;
+        work.commit().await?;
+        Ok(term)
+    }
+
     async fn work(&self) -> Result<Work<'_>, StoreError> {
         let turn = self.turn.lock().await;
-        Ok(Work { transaction: self.writer.begin().await?, _turn: turn })
+        let mut work = Work { transaction: self.writer.begin().await?, _turn: turn };
+        if let Some(term) = &self.term {
+            // The row stays locked until the transaction ends, so a new leader's term begins before it or after it.
+            let row = sqlx::query("SELECT value FROM facts WHERE name = $1 FOR UPDATE").bind(TERM);
+            let row = row.fetch_optional(&mut *work.transaction).await?;
+            let now: Option<String> = row.map(|row| row.try_get("value")).transpose()?;
+            if now.as_ref() != Some(term) {
+                self.lost.cancel();
+                return Err(StoreError::new(StoreErrorKind::Busy, "another coordinator leads now"));
+            }
+        }
+        Ok(work)
     }
-}
-
-fn lock(folder: &Path) -> Result<File, StoreError> {
-    let file = File::create(folder.join(LOCK))
-        .map_err(|error| StoreError::unusable("lock the folder").caused_by(error))?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|error| {
-        StoreError::new(StoreErrorKind::Busy, "another coordinator uses this state folder")
-            .caused_by(std::io::Error::from(error))
-    })?;
-    Ok(file)
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@ use model::{Name, Timestamp};
 
 use super::*;
 
+mod postgres;
+
 fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + seconds).unwrap()
 }
@@ -55,10 +57,16 @@ fn migration(number: u32, vm: &str) -> Migration {
     }
 }
 
+/// An empty database: of SQLite, unless `postgres` is at work.
 async fn store() -> (tempfile::TempDir, Store) {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path()).await.unwrap();
+    let database = postgres::another().unwrap_or_else(|| within(&folder));
+    let store = Store::open(&database).await.unwrap();
     (folder, store)
+}
+
+fn within(folder: &tempfile::TempDir) -> Database {
+    Database::Folder(folder.path().to_owned())
 }
 
 async fn invite(store: &Store, digest: &str, host: Option<&str>) {
@@ -71,10 +79,10 @@ async fn what_is_kept_is_there_after_a_restart_and_one_process_has_it() {
     let (folder, store) = store().await;
     store.set_facts(&[("ca", "one"), ("list", "7")]).await.unwrap();
     store.set_facts(&[("ca", "two")]).await.unwrap();
-    assert_eq!(Store::open(folder.path()).await.unwrap_err().kind(), StoreErrorKind::Busy);
+    assert_eq!(Store::open(&within(&folder)).await.unwrap_err().kind(), StoreErrorKind::Busy);
     store.close().await;
     drop(store);
-    let store = Store::open(folder.path()).await.unwrap();
+    let store = Store::open(&within(&folder)).await.unwrap();
     assert_eq!(store.fact("ca").await.unwrap().as_deref(), Some("two"));
     assert_eq!(store.fact("list").await.unwrap().as_deref(), Some("7"));
     assert_eq!(store.fact("other").await.unwrap(), None);
@@ -88,7 +96,7 @@ async fn a_database_of_a_newer_release_is_refused() {
     sqlx::query(text).execute(&store.writer).await.unwrap();
     store.close().await;
     drop(store);
-    assert_eq!(Store::open(folder.path()).await.unwrap_err().kind(), StoreErrorKind::Newer);
+    assert_eq!(Store::open(&within(&folder)).await.unwrap_err().kind(), StoreErrorKind::Newer);
 }
 
 #[tokio::test]
