@@ -30,6 +30,9 @@ pub(crate) struct ServeArgs {
     /// Where people and programs ask.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7443")]
     api: SocketAddr,
+    /// Where Prometheus asks for /metrics: plain HTTP without a token, so keep it on this host. Nowhere if not given.
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<SocketAddr>,
     /// A DNS name or address by which people reach it; give it several times for several.
     #[arg(long, value_name = "NAME")]
     name: Vec<String>,
@@ -57,7 +60,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
 }
 
 async fn serve(args: ServeArgs) -> Result<(), ServiceError> {
-    let ServeArgs { state, agents, api, name } = args;
+    let ServeArgs { state, agents, api, metrics, name } = args;
     let stop = CancellationToken::new();
     // Before anything that others can see: a signal that comes early must not kill.
     let signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
@@ -69,9 +72,12 @@ async fn serve(args: ServeArgs) -> Result<(), ServiceError> {
             stop.cancel();
         });
     }
-    let service = Service::open(Settings { state, agents, api, names: name }).await?;
+    let service = Service::open(Settings { state, agents, api, metrics, names: name }).await?;
     let address = |found: std::io::Result<SocketAddr>| found.map(|a| a.to_string()).unwrap_or_default();
     tracing::info!(agents = address(service.agents()), api = address(service.api()), "ready");
+    if let Ok(Some(address)) = service.metrics() {
+        tracing::info!(%address, "metrics");
+    }
     notify(NotifyState::Ready);
     let ended = service.run(stop.clone()).await;
     notify(NotifyState::Stopping);

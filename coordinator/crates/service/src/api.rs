@@ -25,6 +25,7 @@ use axum::{Json, Router};
 use serde_json::json;
 
 use crate::fleet::Fleet;
+use crate::metrics;
 use problem::Problem;
 
 /// Largest request body, bytes: options of a migration, many times over.
@@ -46,6 +47,7 @@ pub(crate) fn router(fleet: Arc<Fleet>) -> Router {
         .route("/v1/audit/check", get(audit::check))
         .fallback(async || Problem::not_found("there is nothing at this path"))
         .layer(DefaultBodyLimit::max(MOST_BODY))
+        .layer(axum::middleware::from_fn(metrics::count))
         .with_state(fleet)
 }
 

@@ -9,6 +9,7 @@ mod error;
 mod fleet;
 mod line;
 mod listen;
+mod metrics;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -32,6 +33,8 @@ pub struct Settings {
     pub agents: SocketAddr,
     /// Where people and programs ask.
     pub api: SocketAddr,
+    /// Where Prometheus asks, in plain HTTP and without a token; nowhere if none.
+    pub metrics: Option<SocketAddr>,
     /// DNS names and addresses in its certificate, beside `localhost` and the loopback addresses.
     pub names: Vec<String>,
 }
@@ -42,6 +45,7 @@ pub struct Service {
     fleet: Arc<Fleet>,
     agents: TcpListener,
     api: TcpListener,
+    metrics: Option<metrics::Endpoint>,
 }
 
 impl Service {
@@ -51,14 +55,19 @@ impl Service {
     /// # Errors
     /// When the folder or an address cannot be used.
     pub async fn open(settings: Settings) -> Result<Self, ServiceError> {
-        let Settings { state, agents, api, mut names } = settings;
+        let Settings { state, agents, api, metrics, mut names } = settings;
         names.extend(["localhost", "127.0.0.1", "::1"].map(ToOwned::to_owned));
+        let metrics = match metrics {
+            Some(address) => Some(metrics::Endpoint::bind(address).await?),
+            None => None,
+        };
         let fleet = Fleet::open(&state, names).await?;
         api::tokens::first(&fleet, &state).await?;
         let listen = async |what: &str, address: SocketAddr| {
             TcpListener::bind(address).await.map_err(|error| ServiceError::listen(what, address, error))
         };
-        Ok(Self { agents: listen("agents", agents).await?, api: listen("the API", api).await?, fleet })
+        let (agents, api) = (listen("agents", agents).await?, listen("the API", api).await?);
+        Ok(Self { fleet, agents, api, metrics })
     }
 
     /// Where agents dial.
@@ -77,12 +86,20 @@ impl Service {
         self.api.local_addr()
     }
 
+    /// Where Prometheus asks, if anywhere.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn metrics(&self) -> std::io::Result<Option<SocketAddr>> {
+        self.metrics.as_ref().map(metrics::Endpoint::address).transpose()
+    }
+
     /// Serves until it is to stop. Lines are closed then; agents dial again.
     ///
     /// # Errors
     /// When TLS cannot be set up.
     pub async fn run(self, stop: CancellationToken) -> Result<(), ServiceError> {
-        let Self { fleet, agents, api } = self;
+        let Self { fleet, agents, api, metrics } = self;
         let lines = line::Lines::new(Arc::clone(&fleet), stop.clone());
         let server = CoordinatorServer::new(lines)
             .max_decoding_message_size(control_api::MAX_MESSAGE)
@@ -91,8 +108,14 @@ impl Service {
         let agents =
             listen::serve(agents, listen::tls(&fleet.authority, Clients::Hosts)?, router, stop.clone());
         let router = api::router(Arc::clone(&fleet));
-        let api = listen::serve(api, listen::tls(&fleet.authority, Clients::People)?, router, stop);
-        tokio::join!(agents, api);
+        let tls = listen::tls(&fleet.authority, Clients::People)?;
+        let api = listen::serve(api, tls, router, stop.clone());
+        let scrapes = async {
+            if let Some(endpoint) = metrics {
+                endpoint.serve(Arc::clone(&fleet), stop).await;
+            }
+        };
+        tokio::join!(agents, api, scrapes);
         fleet.store.close().await;
         Ok(())
     }

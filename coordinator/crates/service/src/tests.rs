@@ -18,6 +18,8 @@ use tonic::{Code, Status, Streaming};
 
 use super::*;
 
+mod metrics;
+
 /// Far beyond what anything takes here.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -26,6 +28,7 @@ struct World {
     folder: tempfile::TempDir,
     agents: String,
     api: String,
+    metrics: SocketAddr,
     admin: String,
     stop: CancellationToken,
     running: tokio::task::JoinHandle<Result<(), ServiceError>>,
@@ -38,13 +41,20 @@ impl World {
 
     async fn within(folder: tempfile::TempDir) -> Self {
         let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let settings = Settings { state: folder.path().to_owned(), agents: any, api: any, names: Vec::new() };
+        let settings = Settings {
+            state: folder.path().to_owned(),
+            agents: any,
+            api: any,
+            metrics: Some(any),
+            names: Vec::new(),
+        };
         let service = Service::open(settings).await.unwrap();
+        let metrics = service.metrics().unwrap().unwrap();
         let (agents, api) = (service.agents().unwrap().to_string(), service.api().unwrap().to_string());
         let stop = CancellationToken::new();
         let running = tokio::spawn(service.run(stop.clone()));
         let admin = std::fs::read_to_string(folder.path().join("admin-token")).unwrap().trim().to_owned();
-        Self { folder, agents, api, admin, stop, running }
+        Self { folder, agents, api, metrics, admin, stop, running }
     }
 
     async fn again(self) -> Self {

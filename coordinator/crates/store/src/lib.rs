@@ -4,6 +4,7 @@
 //! other. SQLite has one writer; so has [`Store`], and it holds a lock on the folder while it lives.
 
 mod audit;
+mod counts;
 mod error;
 mod facts;
 mod hosts;
@@ -12,11 +13,13 @@ mod tokens;
 
 use std::fs::File;
 use std::path::Path;
+use std::time::Instant;
 
 use sqlx::any::AnyPoolOptions;
 use sqlx::{Any, AnyPool, Executor, Transaction};
 use tokio::sync::{Mutex, MutexGuard};
 
+pub use counts::Counts;
 pub use error::{StoreError, StoreErrorKind};
 pub use hosts::{Certificate, RevokedCertificate};
 pub use migrations::Page;
@@ -38,16 +41,22 @@ pub struct Store {
     _lock: File,
 }
 
+/// Histogram: seconds from asking for a turn to write until the transaction is durable.
+pub const TRANSACTION_SECONDS: &str = "novaferry_coordinator_store_transaction_seconds";
+
 /// A transaction, and its turn. Dropped without [`Work::commit`] it changes nothing.
 #[derive(Debug)]
 struct Work<'a> {
     transaction: Transaction<'a, Any>,
     _turn: MutexGuard<'a, ()>,
+    begun: Instant,
 }
 
 impl Work<'_> {
     async fn commit(self) -> Result<(), StoreError> {
-        Ok(self.transaction.commit().await?)
+        self.transaction.commit().await?;
+        metrics::histogram!(TRANSACTION_SECONDS).record(self.begun.elapsed());
+        Ok(())
     }
 }
 
@@ -92,8 +101,9 @@ impl Store {
     }
 
     async fn work(&self) -> Result<Work<'_>, StoreError> {
+        let begun = Instant::now();
         let turn = self.turn.lock().await;
-        Ok(Work { transaction: self.writer.begin().await?, _turn: turn })
+        Ok(Work { transaction: self.writer.begin().await?, _turn: turn, begun })
     }
 }
 
