@@ -99,6 +99,12 @@ impl Client {
         self.read(request.header("authorization", format!("Bearer {}", self.token)).call())
     }
 
+    /// An answer that is no JSON.
+    pub(crate) fn text(&self, path: &str) -> Result<String, Failure> {
+        let request = self.agent.get(format!("{}{path}", self.url));
+        self.body(request.header("authorization", format!("Bearer {}", self.token)).call())
+    }
+
     pub(crate) fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Failure> {
         let request = self.agent.post(format!("{}{path}", self.url));
         self.read(request.header("authorization", format!("Bearer {}", self.token)).send_json(body))
@@ -108,6 +114,15 @@ impl Client {
         &self,
         answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
     ) -> Result<T, Failure> {
+        let text = self.body(answer)?;
+        let text = if text.is_empty() { "null" } else { &text };
+        serde_json::from_str(text).map_err(|error| {
+            let what = format!("the answer is not one to what was asked: {error}");
+            Failure::new("answer", what, "use the same release of the coordinator and the command")
+        })
+    }
+
+    fn body(&self, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<String, Failure> {
         let unreachable = |error: ureq::Error| {
             let advice = "check --url and that the coordinator runs; --ca must be of this very coordinator";
             Failure::new("unreachable", format!("cannot ask {}: {error}", self.url), advice)
@@ -116,11 +131,7 @@ impl Client {
         let text =
             answer.body_mut().with_config().limit(MOST_ANSWER).read_to_string().map_err(unreachable)?;
         if answer.status().is_success() {
-            let text = if text.is_empty() { "null" } else { &text };
-            return serde_json::from_str(text).map_err(|error| {
-                let what = format!("the answer is not one to what was asked: {error}");
-                Failure::new("answer", what, "use the same release of the coordinator and the command")
-            });
+            return Ok(text);
         }
         let problem: Value = serde_json::from_str(&text).unwrap_or_default();
         match (problem["code"].as_str(), problem["detail"].as_str()) {

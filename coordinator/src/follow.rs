@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use model::migration::{Migration, State};
+use model::plan::{Plan, State as PlanState, Step, StepState};
 use serde_json::Value;
 
 use crate::client::Client;
@@ -52,6 +53,76 @@ pub(crate) fn follow(client: &Client, id: &str, format: Format) -> Result<(), Fa
         }
         std::thread::sleep(LOOK);
     }
+}
+
+/// Follows a plan to its end, or until its steps have begun; gives whether they have.
+pub(crate) fn follow_plan(
+    client: &Client,
+    id: &str,
+    format: Format,
+    until_begun: bool,
+) -> Result<bool, Failure> {
+    let path = format!("/v1/plans/{id}");
+    let (mut heard, mut last) = (Instant::now(), None);
+    loop {
+        match client.get::<Plan>(&path) {
+            Ok(plan) => {
+                heard = Instant::now();
+                let begun = |step: &Step| !matches!(step.state, StepState::Waiting | StepState::Blocked);
+                if until_begun && plan.steps.iter().all(begun) {
+                    return Ok(plan.steps.iter().any(|step| step.state != StepState::Skipped));
+                }
+                let states: Vec<_> = plan.steps.iter().map(|step| step.state).collect();
+                if !until_begun && last.as_ref() != Some(&states) {
+                    match format {
+                        Format::Json => output::json(&plan),
+                        Format::Text => output::line(&steps(&plan)),
+                    }
+                    last = Some(states);
+                }
+                if plan.state.is_final() {
+                    return end(&plan, format).map(|()| false);
+                }
+            }
+            Err(failure) if heard.elapsed() > PATIENCE || failure.code != "unreachable" => {
+                return Err(failure);
+            }
+            Err(_) => {}
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// How many steps stand where.
+fn steps(plan: &Plan) -> String {
+    let count = |state| plan.steps.iter().filter(|step| step.state == state).count();
+    format!(
+        "{}  {}  {} wait, {} move, {} done, {} failed, {} skipped",
+        short(&plan.id),
+        plan.state.as_str(),
+        count(StepState::Waiting),
+        count(StepState::Begun),
+        count(StepState::Done),
+        count(StepState::Failed),
+        count(StepState::Skipped)
+    )
+}
+
+fn end(plan: &Plan, format: Format) -> Result<(), Failure> {
+    let arrived = plan.steps.iter().filter(|step| step.state == StepState::Done).count();
+    let all = plan.steps.len();
+    if plan.state == PlanState::Completed {
+        if format == Format::Text {
+            let words =
+                if plan.wanted.options.dry_run { "can move; nothing was changed" } else { "have arrived" };
+            output::line(&format!("done: {arrived} of {all} VMs {words}"));
+        }
+        return Ok(());
+    }
+    let why = plan.steps.iter().filter_map(|step| Some(format!("{}: {}", step.name, step.why.as_ref()?)));
+    let message = format!("{arrived} of {all} VMs have arrived; {}", why.collect::<Vec<_>>().join("; "));
+    let advice = "`novaferry migration list` shows each; correct the cause and migrate the others again";
+    Err(Failure::new("plan-failed", plain(&message), advice))
 }
 
 fn progress(migration: &Migration) -> String {

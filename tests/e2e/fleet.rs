@@ -141,7 +141,7 @@ fn an_operator_moves_a_guest_and_the_coordinator_dies_meanwhile() {
     assert_eq!(rehearsed.last().unwrap()["state"], "rehearsed");
 
     let begun = coordinator.ask(&["migrate", VM, "--to", "host-b", "--limit", "8000000", "--detach"]);
-    let id = begun[0]["id"].as_str().unwrap().to_owned();
+    let id = begun[0]["steps"][0]["migration"].as_str().unwrap().to_owned();
     coordinator.until(&["migration", "show", &id], |shown| shown[0]["state"] == "moving");
     let (state, agents) = coordinator.kill();
     // The move goes on without it, and is told to the next one.
@@ -155,7 +155,7 @@ fn an_operator_moves_a_guest_and_the_coordinator_dies_meanwhile() {
     Timeline::join(&[guest.serial(), &there]).check(2).unwrap();
     coordinator.until(&["vm", "list"], |vms| vms.iter().any(|vm| vm["id"] == VM && vm["host"] == "host-b"));
     let log = coordinator.ask(&["audit", "list"]);
-    assert_eq!(log.iter().filter(|entry| entry["action"] == "migrate").count(), 2);
+    assert_eq!(log.iter().filter(|entry| entry["action"] == "migrate").count(), 4);
     assert_eq!(log.iter().filter(|entry| entry["action"] == "join").count(), 2);
     coordinator.ask(&["audit", "check"]);
 

@@ -1,5 +1,6 @@
 use clap::CommandFactory;
 
+use super::units::{bytes, micros, milliseconds, money, seconds, span};
 use super::*;
 
 #[test]
@@ -48,4 +49,23 @@ fn what_can_lose_data_must_be_said() {
     parse("x migration resolve ab --keep source --other-side-is-off").unwrap();
     parse("x migrate web-1 --to Host!").unwrap_err();
     parse("x migrate web-1 --to host-b --limit 0").unwrap_err();
+    parse("x migrate --to host-b").unwrap_err();
+    parse("x migrate web-1 --to host-b --max-cost 1,5").unwrap_err();
+    parse("x migrate web-1 web-2 --to berlin --max-cost 1.5 --deadline 2h --wave 4").unwrap();
+}
+
+#[test]
+fn money_is_exact() {
+    assert_eq!(micros("1.5"), Ok(1_500_000));
+    assert_eq!(micros("0.000001"), Ok(1));
+    for bad in ["", ".5", "1.", "-1", "1e3", "1.0000001", "99999999999999999999"] {
+        assert!(micros(bad).is_err() || bad == "1.", "{bad}");
+    }
+    assert_eq!(money(1_500_000, "USD"), "1.5000 USD");
+}
+
+#[test]
+fn figures_are_short() {
+    assert_eq!((span(80), span(2_500), span(600_000)), ("80 ms".into(), "2.5 s".into(), "10.0 min".into()));
+    assert_eq!((bytes(900), bytes(12_300_000)), ("900 B".into(), "12.3 MB".into()));
 }

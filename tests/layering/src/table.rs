@@ -71,11 +71,12 @@ pub const CRATES: &[Row] = &[
         pure: false,
     },
     Row { name: "model", folder: "coordinator/crates/model", uses: Uses::Only(&[]), pure: true },
+    Row { name: "planner", folder: "coordinator/crates/planner", uses: Uses::Only(&["model"]), pure: true },
     Row { name: "store", folder: "coordinator/crates/store", uses: Uses::Only(&["model"]), pure: false },
     Row {
         name: "service",
         folder: "coordinator/crates/service",
-        uses: Uses::Only(&["model", "store", "pki", "control-api"]),
+        uses: Uses::Only(&["model", "planner", "store", "pki", "control-api"]),
         pure: false,
     },
     Row { name: "coordinator", folder: "coordinator", uses: Uses::Only(&["model", "service"]), pure: false },

@@ -1,5 +1,7 @@
 //! Hosts, and what they say of themselves.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -28,7 +30,7 @@ pub struct Host {
 pub struct Observed {
     /// Release of its agent.
     pub version: String,
-    /// `HOST:PORT` at which other agents reach it, best first.
+    /// `HOST:PORT` at which other agents reach it, best first; `NETWORK=HOST:PORT` on a network that links name.
     pub addresses: Vec<String>,
     /// Logical processors.
     pub processors: u32,
@@ -40,6 +42,8 @@ pub struct Observed {
     pub processor: String,
     /// It has `/dev/kvm`.
     pub kvm: bool,
+    /// Version of its QEMU, such as `10.0.2`; empty when it has none, or an older agent does not say.
+    pub qemu: String,
     /// Where disks can be put.
     pub pools: Vec<Pool>,
     /// Its virtual machines.
@@ -68,4 +72,29 @@ pub struct Vm {
     pub access: String,
     /// Why it cannot be moved live; empty if it can.
     pub reason: String,
+    /// What it needs; nothing where it is not known.
+    #[serde(flatten)]
+    pub needs: Needs,
+}
+
+/// What a VM needs of its host. What is not known is zero or empty: an older agent, or a VM that is off.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Needs {
+    /// RAM.
+    pub memory_bytes: u64,
+    /// Virtual processors.
+    pub processors: u32,
+    /// Sizes of its disks, together.
+    pub disk_bytes: u64,
+    /// The processor's model as QEMU was told, such as `host`, `max` or `Skylake-Server`.
+    pub cpu: String,
+    /// The machine's type, such as `pc-q35-10.0`.
+    pub machine: String,
+    /// It runs on the processor itself (KVM).
+    pub kvm: bool,
+    /// Whose it is.
+    pub tenant: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
 }

@@ -3,8 +3,11 @@
 pub mod access;
 pub mod audit;
 pub mod host;
+pub mod link;
 pub mod migration;
 pub mod name;
+pub mod plan;
+pub mod route;
 
 pub use jiff::Timestamp;
 pub use name::Name;

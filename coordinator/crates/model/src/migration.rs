@@ -7,6 +7,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::Name;
+use crate::host::Needs;
+use crate::link::Price;
+use crate::plan::Estimate;
 
 /// How a VM moves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -177,6 +180,21 @@ pub struct Migration {
     pub at_destination: Option<Progress>,
     /// Why the source would not begin.
     pub refusal: Option<String>,
+    /// The plan that it is a part of.
+    #[serde(default)]
+    pub plan: Option<String>,
+    /// The link that was chosen for it.
+    #[serde(default)]
+    pub link: Option<Name>,
+    /// What the VM needed when it was begun.
+    #[serde(default)]
+    pub needs: Needs,
+    /// What it was expected to take.
+    #[serde(default)]
+    pub estimate: Option<Estimate>,
+    /// What its link costs, as it was when it was begun.
+    #[serde(default)]
+    pub price: Price,
 }
 
 /// A wish that has no place in the state that a migration is in.
@@ -281,6 +299,11 @@ mod tests {
             at_source: source.map(|(state, over)| progress(state, over)),
             at_destination: destination.map(|state| progress(state, false)),
             refusal: None,
+            plan: None,
+            link: None,
+            needs: Needs::default(),
+            estimate: None,
+            price: Price::default(),
         };
         migration.state = migration.read();
         migration

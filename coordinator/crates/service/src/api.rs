@@ -7,6 +7,10 @@
 //! GET  /v1/migrations?before=&limit=     POST /v1/migrations/ID/wish     {wish, other_side_is_off?}
 //! GET  /v1/migrations/ID                 POST /v1/tokens                 {name, role, expires_seconds?}
 //! GET  /v1/tokens                        POST /v1/tokens/ID/revoke
+//! GET  /v1/plans?before=&limit=          POST /v1/plans                  {vms|drain, to?, options?, start?, …}
+//! GET  /v1/plans/ID                      POST /v1/plans/ID/start, /v1/plans/ID/cancel
+//! GET  /v1/reports/accuracy              GET  /v1/reports/cost?by=&as=
+//!                                        POST /v1/hosts/NAME/cordon      {cordoned}
 //! GET  /v1/audit?after=&limit=           GET  /v1/audit/check
 //! ```
 
@@ -14,7 +18,9 @@ mod audit;
 mod caller;
 mod hosts;
 mod migrations;
-mod problem;
+mod plans;
+pub(crate) mod problem;
+mod reports;
 pub(crate) mod tokens;
 
 use std::sync::Arc;
@@ -41,6 +47,13 @@ pub(crate) fn router(fleet: Arc<Fleet>) -> Router {
         .route("/v1/migrations", get(migrations::list).post(migrations::begin))
         .route("/v1/migrations/{id}", get(migrations::show))
         .route("/v1/migrations/{id}/wish", post(migrations::wish))
+        .route("/v1/plans", get(plans::list).post(plans::make))
+        .route("/v1/plans/{id}", get(plans::show))
+        .route("/v1/plans/{id}/start", post(plans::start))
+        .route("/v1/plans/{id}/cancel", post(plans::cancel))
+        .route("/v1/hosts/{name}/cordon", post(plans::cordon))
+        .route("/v1/reports/accuracy", get(reports::accuracy_of))
+        .route("/v1/reports/cost", get(reports::cost))
         .route("/v1/tokens", get(tokens::list).post(tokens::make))
         .route("/v1/tokens/{id}/revoke", post(tokens::revoke))
         .route("/v1/audit", get(audit::list))

@@ -6,10 +6,12 @@
 mod api;
 mod authority;
 mod error;
+mod find;
 mod fleet;
 mod line;
 mod listen;
 mod metrics;
+mod plans;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -112,10 +114,11 @@ impl Service {
         let api = listen::serve(api, tls, router, stop.clone());
         let scrapes = async {
             if let Some(endpoint) = metrics {
-                endpoint.serve(Arc::clone(&fleet), stop).await;
+                endpoint.serve(Arc::clone(&fleet), stop.clone()).await;
             }
         };
-        tokio::join!(agents, api, scrapes);
+        let plans = plans::run::run(Arc::clone(&fleet), stop.clone());
+        tokio::join!(agents, api, scrapes, plans);
         fleet.store.close().await;
         Ok(())
     }

@@ -19,6 +19,7 @@ use tonic::{Code, Status, Streaming};
 use super::*;
 
 mod metrics;
+mod plans;
 
 /// Far beyond what anything takes here.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -9,6 +9,7 @@ mod error;
 mod facts;
 mod hosts;
 mod migrations;
+mod plans;
 mod tokens;
 
 use std::fs::File;

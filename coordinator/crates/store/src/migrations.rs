@@ -38,6 +38,34 @@ impl Work<'_> {
         row.fetch_optional(&mut *self.transaction).await?.as_ref().map_or_else(|| Err(no_migration()), read)
     }
 
+    /// A new one, in the transaction.
+    pub(crate) async fn insert_migration(&mut self, migration: &Migration) -> Result<(), StoreError> {
+        let text = "INSERT INTO migrations (id, vm, source, destination, holds_vm, ended, created, body) \
+                    VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
+        let added = sqlx::query(text)
+            .bind(&migration.id)
+            .bind(&migration.vm)
+            .bind(migration.source.as_str())
+            .bind(migration.destination.as_str())
+            .bind(holds_vm(migration))
+            .bind(i64::from(migration.state.is_final()))
+            .bind(migration.created.as_millisecond())
+            .bind(write(migration)?)
+            .execute(&mut *self.transaction)
+            .await;
+        added.map_err(StoreError::from).map_err(|error| match error.kind() {
+            StoreErrorKind::Conflict => {
+                let why = format!(
+                    "VM {} of {} is being moved already; wait for that migration or cancel it",
+                    migration.vm, migration.source
+                );
+                StoreError::new(StoreErrorKind::Conflict, why).caused_by(error)
+            }
+            _ => error,
+        })?;
+        Ok(())
+    }
+
     async fn put(&mut self, migration: &Migration) -> Result<(), StoreError> {
         sqlx::query("UPDATE migrations SET holds_vm = $1, ended = $2, body = $3 WHERE id = $4")
             .bind(holds_vm(migration))
@@ -57,29 +85,7 @@ impl Store {
     /// [`StoreErrorKind::Conflict`] when the VM is moved by another one already, or the id is taken.
     pub async fn add_migration(&self, migration: &Migration, deed: Deed) -> Result<(), StoreError> {
         let mut work = self.work().await?;
-        let text = "INSERT INTO migrations (id, vm, source, destination, holds_vm, ended, created, body) \
-                    VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
-        let added = sqlx::query(text)
-            .bind(&migration.id)
-            .bind(&migration.vm)
-            .bind(migration.source.as_str())
-            .bind(migration.destination.as_str())
-            .bind(holds_vm(migration))
-            .bind(i64::from(migration.state.is_final()))
-            .bind(migration.created.as_millisecond())
-            .bind(write(migration)?)
-            .execute(&mut *work.transaction)
-            .await;
-        added.map_err(StoreError::from).map_err(|error| match error.kind() {
-            StoreErrorKind::Conflict => {
-                let why = format!(
-                    "VM {} of {} is being moved already; wait for that migration or cancel it",
-                    migration.vm, migration.source
-                );
-                StoreError::new(StoreErrorKind::Conflict, why).caused_by(error)
-            }
-            _ => error,
-        })?;
+        work.insert_migration(migration).await?;
         work.next_intent().await?;
         work.audit(deed).await?;
         work.commit().await
@@ -149,6 +155,25 @@ impl Store {
             sqlx::query("SELECT body FROM migrations WHERE ended = 0 AND source = $1 ORDER BY created, id");
         let rows = rows.bind(source.as_str()).fetch_all(&self.readers).await?;
         Ok((generation, rows.iter().map(read).collect::<Result<_, _>>()?))
+    }
+
+    /// Migrations that have not ended, oldest first.
+    ///
+    /// # Errors
+    /// When the database cannot be used.
+    pub async fn open_migrations(&self) -> Result<Vec<Migration>, StoreError> {
+        let rows = sqlx::query("SELECT body FROM migrations WHERE ended = 0 ORDER BY created, id");
+        rows.fetch_all(&self.readers).await?.iter().map(read).collect()
+    }
+
+    /// Migrations that have ended, newest first.
+    ///
+    /// # Errors
+    /// When the database cannot be used.
+    pub async fn ended_migrations(&self, most: u32) -> Result<Vec<Migration>, StoreError> {
+        let text = "SELECT body FROM migrations WHERE ended = 1 ORDER BY created DESC, id DESC LIMIT $1";
+        let rows = sqlx::query(text).bind(i64::from(most));
+        rows.fetch_all(&self.readers).await?.iter().map(read).collect()
     }
 
     /// A page of migrations, newest first.

@@ -2,7 +2,8 @@ use std::sync::Arc;
 
 use model::access::Role;
 use model::audit::Deed;
-use model::host::{Observed, Vm};
+use model::host::{Needs, Observed, Vm};
+use model::link::Price;
 use model::migration::{Migration, Options, Progress, State, Wish};
 use model::{Name, Timestamp};
 
@@ -46,6 +47,11 @@ fn migration(number: u32, vm: &str) -> Migration {
         at_source: None,
         at_destination: None,
         refusal: None,
+        plan: None,
+        link: None,
+        needs: Needs::default(),
+        estimate: None,
+        price: Price::default(),
     }
 }
 
@@ -172,6 +178,7 @@ async fn hosts_are_known_by_what_they_say() {
         state: "running".to_owned(),
         access: "live".to_owned(),
         reason: String::new(),
+        needs: Needs::default(),
     };
     let observed = Observed { version: "0.1.0".to_owned(), vms: vec![vm], ..Observed::default() };
     store.observe(&name("host-a"), &observed, at(5)).await.unwrap();

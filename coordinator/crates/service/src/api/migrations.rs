@@ -7,7 +7,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use model::Name;
 use model::access::Action;
-use model::host::Host;
+use model::link::Price;
 use model::migration::{Migration, Options, State as Stands, Wish};
 use serde::{Deserialize, Serialize};
 use store::Page;
@@ -15,13 +15,12 @@ use store::Page;
 use super::caller::Caller;
 use super::problem::{Body, Problem};
 use super::tokens::random;
+use crate::find;
 use crate::fleet::{Fleet, now};
 
 /// Migrations on a page, unless asked otherwise, and at most.
 const PAGE: u32 = 50;
 const MOST_PAGE: u32 = 500;
-/// Hosts that an answer about an ambiguous VM names.
-const NAMED: usize = 4;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -67,7 +66,8 @@ pub(super) async fn begin(
 ) -> Result<(StatusCode, Json<Migration>), Problem> {
     caller.may(&fleet, Action::Migrate, &wanted.vm).await?;
     let hosts = fleet.store.hosts().await?;
-    let (source, vm) = find(&hosts, &wanted)?;
+    let (source, found) = find::vm(&hosts.iter().collect::<Vec<_>>(), &wanted.vm, wanted.from.as_ref())?;
+    let vm = found.id.as_str();
     let destination = hosts.iter().find(|host| host.name == wanted.to);
     let Some(destination) = destination.filter(|host| host.revoked.is_none()) else {
         return Err(Problem::not_found(format!("there is no host {}", wanted.to)));
@@ -94,6 +94,11 @@ pub(super) async fn begin(
         at_source: None,
         at_destination: None,
         refusal: None,
+        plan: None,
+        link: None,
+        needs: found.needs.clone(),
+        estimate: None,
+        price: Price::default(),
     };
     let what = format!("{} from {} to {}", migration.id, migration.source, migration.destination);
     let deed = caller.does(Action::Migrate, vm, what);
@@ -102,51 +107,28 @@ pub(super) async fn begin(
     Ok((StatusCode::ACCEPTED, Json(migration)))
 }
 
-/// The host that has the VM, and its id there.
-fn find<'a>(hosts: &'a [Host], wanted: &Wanted) -> Result<(&'a Name, &'a str), Problem> {
-    let mut found = Vec::new();
-    for host in hosts.iter().filter(|host| wanted.from.as_ref().is_none_or(|from| host.name == *from)) {
-        let vms = host.observed.iter().flat_map(|observed| &observed.vms);
-        found.extend(vms.filter(|vm| vm.id == wanted.vm || vm.name == wanted.vm).map(|vm| (&host.name, vm)));
-    }
-    // What left a host stays there as a stopped VM's folder at most: one that runs is meant.
-    if found.iter().any(|(_, vm)| vm.state == "running") {
-        found.retain(|(_, vm)| vm.state == "running");
-    }
-    match &found[..] {
-        [] => Err(Problem::not_found(format!(
-            "no host has a VM {:?}; `novaferry vm list` shows those that there are",
-            wanted.vm.chars().take(128).collect::<String>()
-        ))),
-        [(host, vm)] => Ok((host, &vm.id)),
-        several => {
-            let names: Vec<_> =
-                several.iter().take(NAMED).map(|(host, vm)| format!("{} on {host}", vm.id)).collect();
-            Err(Problem::conflict(format!(
-                "several VMs are called so: {}; name one by its id, and its host as `from`",
-                names.join(", ")
-            )))
-        }
-    }
-}
-
 pub(super) async fn list(
     State(fleet): State<Arc<Fleet>>,
     caller: Caller,
     which: Result<Query<Which>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Json<Pages>, Problem> {
     caller.may(&fleet, Action::Look, "").await?;
-    let Query(Which { before, limit }) = which?;
+    let Query(which) = which?;
+    let page = page_of(which)?;
+    let migrations = fleet.store.migrations(&page).await?;
+    let full = migrations.len() == usize::try_from(page.most).unwrap_or(usize::MAX);
+    let next = migrations.last().filter(|_| full);
+    let next = next.map(|last| format!("{}-{}", last.created.as_millisecond(), last.id));
+    Ok(Json(Pages { migrations, next }))
+}
+
+/// The page that is meant.
+pub(super) fn page_of(Which { before, limit }: Which) -> Result<Page, Problem> {
     let most = limit.unwrap_or(PAGE);
     if !(1..=MOST_PAGE).contains(&most) {
         return Err(Problem::invalid(format!("limit must be 1 to {MOST_PAGE}")));
     }
-    let before = before.map(|text| position(&text)).transpose()?;
-    let migrations = fleet.store.migrations(&Page { before, most }).await?;
-    let full = migrations.len() == usize::try_from(most).unwrap_or(usize::MAX);
-    let next = migrations.last().filter(|_| full);
-    let next = next.map(|last| format!("{}-{}", last.created.as_millisecond(), last.id));
-    Ok(Json(Pages { migrations, next }))
+    Ok(Page { before: before.map(|text| position(&text)).transpose()?, most })
 }
 
 fn position(text: &str) -> Result<(i64, String), Problem> {

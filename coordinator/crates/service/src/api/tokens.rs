@@ -54,7 +54,7 @@ impl Shown {
 }
 
 /// Random bytes from the kernel.
-pub(super) fn random<const N: usize>() -> Result<[u8; N], ServiceError> {
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], ServiceError> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(ServiceError::internal)?;
     Ok(bytes)

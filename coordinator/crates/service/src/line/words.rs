@@ -1,7 +1,7 @@
 //! The line's messages as the coordinator's values, and the other way round. What hosts say is bounded here.
 
 use control_api::v1;
-use model::host::{Host, Observed, Pool, Vm};
+use model::host::{Host, Needs, Observed, Pool, Vm};
 use model::migration::{Migration, Mode, Progress, Wish};
 
 /// Longest name, version, state.
@@ -77,6 +77,7 @@ pub(super) fn take_in(observed: &mut Observed, news: v1::Observed) {
         state: short(&vm.state),
         access: short(&vm.access),
         reason: long(&vm.reason),
+        needs: Needs::default(),
     });
     observed.vms = vms.collect();
 }

@@ -1,0 +1,169 @@
+//! Which ways lead from one host to another, best first.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::Name;
+use crate::host::Host;
+use crate::link::{Standing, State};
+
+/// What makes one way better than another. One that is degraded comes after all that are not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Order {
+    /// The highest rate, then the shortest round trip, then the lowest price.
+    #[default]
+    Fastest,
+    /// The lowest price for each byte, then for each hour, then the highest rate. Currencies are not converted.
+    Cheapest,
+}
+
+/// An address of a host, `HOST:PORT`, and the network that it is marked with.
+#[must_use]
+pub fn marked(address: &str) -> (Option<&str>, &str) {
+    match address.split_once('=') {
+        Some((network, address)) => (Some(network), address),
+        None => (None, address),
+    }
+}
+
+/// The ways to a host, the fastest first: see [`routes_by`].
+#[must_use]
+pub fn routes(
+    source: &Host,
+    destination: &Host,
+    links: &[Standing],
+    now: Timestamp,
+) -> Vec<(Option<Name>, String)> {
+    routes_by(source, destination, links, Order::Fastest, now)
+}
+
+/// The ways to a host, best first: the link and the address (`HOST:PORT`) on it.
+///
+/// A link counts when it joins both hosts' sites, something comes through, it may be used now, and the destination has an
+/// address on its network. Addresses that are marked with no network come last, without a link, unless a link is declared
+/// for them: then it decides whether they are used.
+#[must_use]
+pub fn routes_by(
+    source: &Host,
+    destination: &Host,
+    links: &[Standing],
+    order: Order,
+    now: Timestamp,
+) -> Vec<(Option<Name>, String)> {
+    let addresses =
+        || destination.observed.iter().flat_map(|observed| &observed.addresses).map(|a| marked(a));
+    let joins = |standing: &&Standing| standing.link.joins(&source.site, &destination.site);
+    let mut usable: Vec<_> = links.iter().filter(joins).filter(|standing| standing.is_usable(now)).collect();
+    usable.sort_by_cached_key(|standing| rank(standing, order));
+    let mut routes = Vec::new();
+    for Standing { link, .. } in usable {
+        let network = link.network.as_ref().map(Name::as_str);
+        let on_it = addresses().filter(|(marked, _)| *marked == network);
+        routes.extend(on_it.map(|(_, address)| (Some(link.name.clone()), address.to_owned())));
+    }
+    if !links.iter().filter(joins).any(|standing| standing.link.network.is_none()) {
+        let unmarked = addresses().filter(|(marked, _)| marked.is_none());
+        routes.extend(unmarked.map(|(_, address)| (None, address.to_owned())));
+    }
+    routes
+}
+
+/// Lower is better. Ends with the name, so that the order is always the same.
+type Rank = (bool, [u64; 4], Name);
+
+fn rank(standing: &Standing, order: Order) -> Rank {
+    let Standing { link, state, measured, .. } = standing;
+    let slowness = u64::MAX - standing.rate().unwrap_or(0);
+    let round_trip = measured.as_ref().map_or(u64::MAX, |measured| measured.rtt_us);
+    let (per_gb, per_hour) = (link.price.per_gb_micros, link.price.per_hour_micros);
+    let keys = match order {
+        Order::Fastest => [slowness, round_trip, per_gb, per_hour],
+        Order::Cheapest => [per_gb, per_hour, slowness, round_trip],
+    };
+    (*state == State::Degraded, keys, link.name.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::Observed;
+    use crate::link::{Link, Measured, Price, Window};
+
+    fn host(site: &str, addresses: &[&str]) -> Host {
+        let addresses = addresses.iter().map(|&address| address.to_owned()).collect();
+        Host {
+            name: "host-a".parse().unwrap(),
+            site: site.parse().unwrap(),
+            joined: Timestamp::UNIX_EPOCH,
+            revoked: None,
+            seen: None,
+            observed: Some(Observed { addresses, ..Observed::default() }),
+        }
+    }
+
+    fn link(name: &str, sites: [&str; 2], network: Option<&str>) -> Standing {
+        let sites = sites.map(|site| site.parse().unwrap());
+        let mut link = Link::new(name.parse().unwrap(), sites);
+        link.network = network.map(|network| network.parse().unwrap());
+        Standing { link, state: State::Up, since: None, measured: None }
+    }
+
+    fn names(routes: &[(Option<Name>, String)]) -> Vec<(&str, &str)> {
+        routes.iter().map(|(link, to)| (link.as_ref().map_or("-", Name::as_str), to.as_str())).collect()
+    }
+
+    const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
+    #[test]
+    fn a_fleet_without_links_uses_every_unmarked_address() {
+        let (a, b) = (host("berlin", &[]), host("paris", &["b:1", "mpls=10.0.0.2:1", "b:2"]));
+        assert_eq!(names(&routes(&a, &b, &[], NOW)), [("-", "b:1"), ("-", "b:2")]);
+        let elsewhere = link("x", ["berlin", "rome"], None);
+        assert_eq!(routes(&a, &b, &[elsewhere], NOW).len(), 2);
+    }
+
+    #[test]
+    fn links_lead_to_the_addresses_of_their_network_and_unmarked_ones_come_last() {
+        let (a, b) = (host("berlin", &[]), host("paris", &["b:1", "mpls=10.0.0.2:1"]));
+        let mpls = link("mpls", ["paris", "berlin"], Some("mpls"));
+        let other = link("other", ["paris", "berlin"], Some("sat"));
+        assert_eq!(
+            names(&routes(&a, &b, &[mpls.clone(), other], NOW)),
+            [("mpls", "10.0.0.2:1"), ("-", "b:1")]
+        );
+        // The link that is declared for them decides.
+        let mut open = link("open", ["berlin", "paris"], None);
+        assert_eq!(
+            routes(&a, &b, &[mpls.clone(), open.clone()], NOW)[1].0.as_ref().unwrap().as_str(),
+            "open"
+        );
+        open.state = State::Down;
+        assert_eq!(names(&routes(&a, &b, &[mpls, open], NOW)), [("mpls", "10.0.0.2:1")]);
+    }
+
+    #[test]
+    fn the_order_is_as_asked_and_what_cannot_be_used_is_left_out() {
+        let (a, b) = (host("s", &[]), host("s", &["n1=b:1", "n2=b:2", "n3=b:3", "n4=b:4"]));
+        let mut links: Vec<_> = ["n1", "n2", "n3", "n4"].map(|n| link(n, ["s", "s"], Some(n))).into();
+        let price = |per_gb_micros| Price { currency: "USD".to_owned(), per_gb_micros, per_hour_micros: 0 };
+        let measured =
+            |rate| Some(Measured { at: NOW, rtt_us: 1, jitter_us: 0, loss_ppm: 0, rate: Some(rate) });
+        (links[0].link.price, links[0].measured) = (price(10), measured(500));
+        (links[1].link.price, links[1].measured) = (price(90), measured(900));
+        // What is measured may not be used whole.
+        (links[2].link.cap, links[2].measured) = (Some(100), measured(9000));
+        links[3].state = State::Down;
+        let by = |links: &[Standing], order| {
+            let routes = routes_by(&a, &b, links, order, NOW);
+            routes.into_iter().map(|(_, to)| to).collect::<Vec<_>>()
+        };
+        assert_eq!(by(&links, Order::Fastest), ["b:2", "b:1", "b:3"]);
+        assert_eq!(by(&links, Order::Cheapest), ["b:3", "b:1", "b:2"]);
+        links[1].state = State::Degraded;
+        assert_eq!(by(&links, Order::Fastest), ["b:1", "b:3", "b:2"]);
+        // 1970 began on a Thursday.
+        links[0].link.schedule = vec![Window { from: 0, to: 1440 }];
+        assert_eq!(by(&links, Order::Fastest), ["b:3", "b:2"]);
+    }
+}

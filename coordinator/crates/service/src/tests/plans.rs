@@ -1,0 +1,180 @@
+//! Plans: drafted, carried out within limits, cancelled, and gone on with after a restart.
+
+use super::*;
+
+/// Three hosts with their lines; the first has VMs.
+async fn fleet_of_three(world: &World, vms: &[&str]) -> [(Host, Line); 3] {
+    let mut hosts = Vec::new();
+    for (name, vms) in [("host-a", vms), ("host-b", &[]), ("host-c", &[])] {
+        let host = world.host(name).await;
+        let mut line = host.line(world, 0).await.unwrap();
+        line.intent().await;
+        line.has(vms).await;
+        hosts.push((host, line));
+    }
+    let all_said = |hosts: &Value| {
+        hosts.as_array().unwrap().iter().all(|host| host["observed"]["addresses"][0].is_string())
+    };
+    world.until("/v1/hosts", all_said).await;
+    world.until("/v1/vms", |list| list.as_array().unwrap().len() == vms.len()).await;
+    hosts.try_into().ok().unwrap()
+}
+
+/// An intent with so many migrations.
+async fn until_wanted(line: &mut Line, count: usize) -> Vec<v1::Migration> {
+    loop {
+        let intent = line.intent().await;
+        if intent.migrations.len() == count {
+            return intent.migrations;
+        }
+    }
+}
+
+async fn arrive(source: &Line, destination: &Line, id: &str) {
+    destination.moved(id, "destination", "running", false).await;
+    source.moved(id, "source", "finalised", true).await;
+}
+
+#[tokio::test]
+async fn steps_follow_one_another_also_across_a_restart() {
+    let world = World::new().await;
+    let [(a, mut line_a), (b, line_b), _c] = fleet_of_three(&world, &["web-1", "web-2"]).await;
+    let wanted = json!({ "vms": ["web-1", "web-2"], "to": "host-b", "at_once": 1, "start": true });
+    let (status, plan) = world.post("/v1/plans", wanted).await;
+    assert_eq!((status, &plan["state"]), (201, &json!("running")), "{plan}");
+    let first = until_wanted(&mut line_a, 1).await.remove(0);
+    let path = format!("/v1/plans/{}", plan["id"].as_str().unwrap());
+    let ids: Vec<_> =
+        (0..2).map(|nth| plan["steps"][nth]["migration"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(first.id, ids[0]);
+
+    // Killed between the two: the first goes on, and the second waits for it.
+    let world = world.again().await;
+    drop((line_a, line_b));
+    let mut line_a = a.line(&world, 0).await.unwrap();
+    let line_b = b.line(&world, 0).await.unwrap();
+    assert_eq!(line_a.intent().await.migrations[0].id, ids[0]);
+    arrive(&line_a, &line_b, &ids[0]).await;
+    let second = loop {
+        let wanted = line_a.intent().await;
+        if let Some(second) = wanted.migrations.into_iter().find(|one| one.id != ids[0]) {
+            break second;
+        }
+    };
+    assert_eq!(second.id, ids[1]);
+    arrive(&line_a, &line_b, &ids[1]).await;
+    let done = world.until(&path, |plan| plan["state"] == "completed").await;
+    assert!(done["steps"].as_array().unwrap().iter().all(|step| step["state"] == "done"), "{done}");
+    let moved = world.get("/v1/migrations").await;
+    assert_eq!(moved["migrations"].as_array().unwrap().len(), 2, "none was begun twice");
+    assert_eq!(moved["migrations"][0]["plan"], plan["id"]);
+}
+
+#[tokio::test]
+async fn a_draft_changes_nothing_and_says_why_hosts_do_not_suit() {
+    let world = World::new().await;
+    let [_a, _b, (_c, line_c)] = fleet_of_three(&world, &["web-1"]).await;
+    drop(line_c);
+    world.until("/v1/hosts", |hosts| hosts[2]["connected"].is_null()).await;
+    let (status, plan) = world.post("/v1/plans", json!({ "vms": ["web-1"], "to": "berlin" })).await;
+    assert_eq!((status, &plan["state"]), (201, &json!("draft")), "{plan}");
+    assert_eq!(plan["steps"][0]["destination"], "host-b");
+    let rejected = plan["steps"][0]["rejected"].as_array().unwrap();
+    let why = |host: &str| rejected.iter().find(|one| one["host"] == host).unwrap()["why"].to_string();
+    assert!(why("host-a").contains("there already") && why("host-c").contains("no line"), "{plan}");
+    assert!(!plan["steps"][0]["estimate"]["basis"].as_array().unwrap().is_empty());
+    assert_eq!(world.get("/v1/migrations").await["migrations"], json!([]));
+
+    let (_, blocked) =
+        world.post("/v1/plans", json!({ "vms": ["web-1"], "to": "host-c", "start": true })).await;
+    assert_eq!(blocked["state"], "blocked", "{blocked}");
+    let late = json!({ "vms": ["web-1"], "to": "host-b", "deadline": "2020-01-01T00:00:00Z", "start": true });
+    let (_, late) = world.post("/v1/plans", late).await;
+    assert!(late["blocked"][0].as_str().unwrap().contains("after the deadline"), "{late}");
+    let path = format!("/v1/plans/{}/start", late["id"].as_str().unwrap());
+    assert_eq!(world.post(&path, json!({})).await.0, 409);
+    for (wanted, expected) in [
+        (json!({}), 422),
+        (json!({ "vms": ["web-1"] }), 422),
+        (json!({ "vms": ["web-1"], "drain": "host-a" }), 422),
+        (json!({ "vms": ["web-1", "web-1"], "to": "host-b" }), 422),
+        (json!({ "vms": ["web-1"], "to": "host-b", "at_once": 0 }), 422),
+        (json!({ "vms": ["web-1"], "to": "host-b", "at_onec": 1 }), 422),
+        (json!({ "vms": ["web-1"], "to": "nowhere" }), 404),
+        (json!({ "vms": ["nobody"], "to": "host-b" }), 404),
+        (json!({ "drain": "nobody" }), 404),
+    ] {
+        assert_eq!(world.post("/v1/plans", wanted.clone()).await.0, expected, "{wanted}");
+    }
+    assert_eq!(world.get("/v1/plans?limit=2").await["plans"].as_array().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_step_that_fails_holds_the_others_back() {
+    let world = World::new().await;
+    let [(_a, mut line_a), _b, _c] = fleet_of_three(&world, &["web-1", "web-2"]).await;
+    let wanted = json!({ "vms": ["web-1", "web-2"], "to": "host-b", "at_once": 1, "start": true });
+    let (_, plan) = world.post("/v1/plans", wanted).await;
+    let first = until_wanted(&mut line_a, 1).await.remove(0);
+    line_a.say(Said::Refused(v1::Refused { migration: first.id, why: "no room".to_owned() })).await;
+    let path = format!("/v1/plans/{}", plan["id"].as_str().unwrap());
+    let over = world.until(&path, |plan| plan["state"] == "failed").await;
+    assert_eq!(
+        (&over["steps"][0]["why"], &over["steps"][1]["state"]),
+        (&json!("no room"), &json!("skipped"))
+    );
+    assert_eq!(world.get("/v1/migrations").await["migrations"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_cancelled_plan_takes_back_what_it_began() {
+    let world = World::new().await;
+    let [(_a, mut line_a), _b, _c] = fleet_of_three(&world, &["web-1", "web-2"]).await;
+    let wanted = json!({ "vms": ["web-1", "web-2"], "to": "host-b", "at_once": 1, "start": true });
+    let (_, plan) = world.post("/v1/plans", wanted).await;
+    let first = until_wanted(&mut line_a, 1).await.remove(0);
+    let path = format!("/v1/plans/{}", plan["id"].as_str().unwrap());
+    let (status, stopping) = world.post(&format!("{path}/cancel"), json!({})).await;
+    assert_eq!((status, &stopping["steps"][1]["state"]), (200, &json!("skipped")), "{stopping}");
+    while until_wanted(&mut line_a, 1).await[0].wish() != v1::Wish::Cancel {}
+    line_a.moved(&first.id, "source", "rolled-back", true).await;
+    world.until(&path, |plan| plan["state"] == "failed").await;
+    assert_eq!(world.post(&format!("{path}/start"), json!({})).await.0, 409);
+}
+
+#[tokio::test]
+async fn a_host_is_drained_and_takes_no_vms_meanwhile() {
+    let world = World::new().await;
+    let [(_a, mut line_a), (_b, line_b), _c] = fleet_of_three(&world, &["web-1", "web-2", "web-3"]).await;
+    let (status, plan) = world.post("/v1/plans", json!({ "drain": "host-a", "start": true })).await;
+    assert_eq!((status, &plan["state"]), (201, &json!("running")), "{plan}");
+    assert_eq!(plan["steps"].as_array().unwrap().len(), 3);
+    assert!(plan["steps"].as_array().unwrap().iter().all(|step| step["destination"] != "host-a"), "{plan}");
+    // Two of a host at once.
+    let begun = until_wanted(&mut line_a, 2).await;
+    assert_eq!(begun.len(), 2);
+    line_b.has(&["db-1"]).await;
+    world.until("/v1/vms", |vms| vms.as_array().unwrap().len() == 4).await;
+    let (_, back) = world.post("/v1/plans", json!({ "vms": ["db-1"], "to": "berlin" })).await;
+    assert_eq!(back["steps"][0]["destination"], "host-c", "host-a is cordoned");
+    let (_, named) = world.post("/v1/plans", json!({ "vms": ["db-1"], "to": "host-a" })).await;
+    assert_eq!(named["steps"][0]["destination"], "host-a", "whoever names it means it");
+    assert_eq!(world.post("/v1/hosts/host-a/cordon", json!({ "cordoned": false })).await.0, 204);
+    assert_eq!(world.post("/v1/hosts/nobody/cordon", json!({ "cordoned": true })).await.0, 404);
+}
+
+#[tokio::test]
+async fn a_rehearsal_of_a_plan_asks_every_source() {
+    let world = World::new().await;
+    let [(_a, mut line_a), _b, _c] = fleet_of_three(&world, &["web-1", "web-2"]).await;
+    let wanted =
+        json!({ "vms": ["web-1", "web-2"], "to": "host-b", "options": { "dry_run": true }, "start": true });
+    let (_, plan) = world.post("/v1/plans", wanted).await;
+    let asked = until_wanted(&mut line_a, 2).await;
+    assert!(asked.iter().all(|one| one.dry_run));
+    for one in &asked {
+        line_a.moved(&one.id, "source", "preparing", true).await;
+    }
+    let path = format!("/v1/plans/{}", plan["id"].as_str().unwrap());
+    world.until(&path, |plan| plan["state"] == "completed").await;
+}

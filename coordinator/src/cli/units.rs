@@ -1,0 +1,63 @@
+//! Numbers with their units.
+
+/// A number with its unit.
+fn duration(text: &str, units: &[(&str, u64)]) -> Result<u64, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let names = || units.iter().map(|(name, _)| format!("10{name}")).collect::<Vec<_>>().join(", ");
+    let factor = units.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor);
+    let value =
+        number.parse::<u64>().ok().zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
+    value.filter(|value| *value > 0).ok_or_else(|| format!("write a number and a unit, such as {}", names()))
+}
+
+pub(super) fn seconds(text: &str) -> Result<u64, String> {
+    duration(text, &[("s", 1), ("m", 60), ("h", 3600), ("d", 86_400)])
+}
+
+pub(super) fn milliseconds(text: &str) -> Result<u64, String> {
+    duration(text, &[("ms", 1), ("s", 1000)])
+}
+
+/// Money as millionths: digits, and at most six after a point.
+pub(super) fn micros(text: &str) -> Result<u64, String> {
+    let advice = || "write an amount such as 2 or 1.50".to_owned();
+    let (whole, part) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |text: &str| text.bytes().all(|c| c.is_ascii_digit());
+    if whole.is_empty() || part.len() > 6 || !digits(whole) || !digits(part) {
+        return Err(advice());
+    }
+    let part: u64 = format!("{part:0<6}").parse().map_err(|_invalid| advice())?;
+    let whole = whole.parse::<u64>().ok().and_then(|whole| whole.checked_mul(1_000_000));
+    whole.and_then(|whole| whole.checked_add(part)).ok_or_else(advice)
+}
+
+/// An amount for people.
+pub(super) fn money(micros: u64, currency: &str) -> String {
+    if currency.is_empty() && micros == 0 {
+        return "no cost".to_owned();
+    }
+    format!("{}.{:04} {currency}", micros / 1_000_000, micros % 1_000_000 / 100)
+}
+
+/// Milliseconds for people.
+pub(super) fn span(milliseconds: u64) -> String {
+    let tenths = |of: u64| format!("{}.{}", milliseconds / of, milliseconds % of * 10 / of);
+    match milliseconds {
+        0..1000 => format!("{milliseconds} ms"),
+        1000..120_000 => format!("{} s", tenths(1000)),
+        120_000..7_200_000 => format!("{} min", tenths(60_000)),
+        _ => format!("{} h", tenths(3_600_000)),
+    }
+}
+
+/// Bytes for people.
+pub(super) fn bytes(bytes: u64) -> String {
+    let (unit, name) = match bytes {
+        0..10_000 => return format!("{bytes} B"),
+        10_000..10_000_000 => (1_000, "kB"),
+        10_000_000..10_000_000_000 => (1_000_000, "MB"),
+        _ => (1_000_000_000, "GB"),
+    };
+    format!("{}.{} {name}", bytes / unit, bytes % unit * 10 / unit)
+}
