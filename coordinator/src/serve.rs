@@ -10,12 +10,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::Failure;
+use crate::traces;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
 The first start makes the CA and an administrator's token in the state folder: ca.pem is for people and programs that
 ask, admin-token for the first of them. SIGTERM ends it; migrations go on, and agents dial again.
-Environment: NOVAFERRY_LOG, a log filter such as \"info\" or \"novaferry_service=debug,info\".
+Environment: NOVAFERRY_LOG, a log filter such as \"info\" or \"novaferry_service=debug,info\";
+OTEL_EXPORTER_OTLP_ENDPOINT, a collector of traces such as http://127.0.0.1:4318, also for all other commands.
 
 Examples:
   novaferry serve
@@ -44,7 +46,10 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
         Failure::new("log", format!("NOVAFERRY_LOG is no filter: {error}"), "write \"info\", for example")
             .usage()
     })?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    traces::service(filter, || run_to_the_end(args))
+}
+
+fn run_to_the_end(args: ServeArgs) -> Result<(), Failure> {
     let runtime = tokio::runtime::Runtime::new().map_err(|error| {
         Failure::new("runtime", format!("cannot start threads: {error}"), "check the limits of this process")
     })?;

@@ -20,6 +20,7 @@ use super::*;
 
 mod metrics;
 mod plans;
+mod traces;
 
 /// Far beyond what anything takes here.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -65,9 +66,24 @@ impl World {
     }
 
     async fn ask_as(&self, token: &str, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        self.ask_in("", token, method, path, body).await
+    }
+
+    async fn post_in(&self, context: &str, path: &str, body: Value) -> (u16, Value) {
+        self.ask_in(context, &self.admin, "POST", path, Some(body)).await
+    }
+
+    async fn ask_in(
+        &self,
+        context: &str,
+        token: &str,
+        method: &str,
+        path: &str,
+        body: Option<Value>,
+    ) -> (u16, Value) {
         let ca = std::fs::read(self.folder.path().join("ca.pem")).unwrap();
         let url = format!("https://{}{path}", self.api);
-        let (token, method) = (token.to_owned(), method.to_owned());
+        let (token, method, context) = (token.to_owned(), method.to_owned(), context.to_owned());
         let asked = tokio::task::spawn_blocking(move || {
             let root = ureq::tls::Certificate::from_pem(&ca).unwrap();
             let tls = ureq::tls::TlsConfig::builder()
@@ -80,6 +96,7 @@ impl World {
                 .method(method.as_str())
                 .uri(url)
                 .header("authorization", format!("Bearer {token}"))
+                .header("traceparent", context)
                 .header("content-type", "application/json");
             let text = body.map(|body| body.to_string()).unwrap_or_default();
             let mut response = agent.run(request.body(text).unwrap()).unwrap();
