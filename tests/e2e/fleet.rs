@@ -161,7 +161,10 @@ fn an_operator_moves_a_guest_and_the_coordinator_dies_meanwhile() {
 
     let begun = coordinator.ask(&["migrate", VM, "--to", "host-b", "--limit", "8000000", "--detach"]);
     let id = begun[0]["steps"][0]["migration"].as_str().unwrap().to_owned();
-    coordinator.until(&["migration", "show", &id], |shown| shown[0]["state"] == "moving");
+    // A plan's step has its id before it is begun.
+    coordinator.until(&["migration", "list"], |all| {
+        all.iter().any(|one| one["id"] == *id && one["state"] == "moving")
+    });
     let (state, agents) = coordinator.kill();
     // The move goes on without it, and is told to the next one.
     let coordinator = Coordinator::start(&state, &agents);
