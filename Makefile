@@ -10,7 +10,7 @@ FUZZ_SECONDS ?= 60
 TARGETS ?=
 CASE ?=
 
-.PHONY: help demo test soak bench lint fmt fuzz coverage deny clean
+.PHONY: help demo test soak bench lint fmt fuzz coverage deny deb clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -49,6 +49,10 @@ coverage: ## Line coverage of the decoders
 deny: ## Licences, bans, sources and known vulnerabilities of the dependencies
 	scripts/install-test-tools.sh
 	cargo deny --locked check
+
+deb: ## Debian packages of the coordinator and the agent, in dist/
+	scripts/install-test-tools.sh
+	packaging/build.sh dist
 
 clean: ## Remove what was built
 	cargo clean

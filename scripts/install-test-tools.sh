@@ -11,6 +11,7 @@ rust=1.95
 # Known to work; a version that is already there is kept.
 nextest=0.9.143
 deny=0.20.2
+deb=3.6.3
 # What the tests of live migration are made for. An older one is kept if it is there.
 qemu=10
 
@@ -21,7 +22,9 @@ tools() {
     cat <<'END'
 cc gcc
 cpio cpio
+dpkg-shlibdeps dpkg-dev
 ip iproute2
+lintian lintian
 losetup mount
 lz4 lz4
 mkfs.ext4 e2fsprogs
@@ -30,6 +33,7 @@ nbdinfo libnbd-bin
 nbdkit nbdkit
 pg_ctlcluster postgresql
 pkg-config pkg-config
+promtool prometheus
 qemu-img qemu-utils
 qemu-io qemu-utils
 qemu-nbd qemu-utils
@@ -198,6 +202,7 @@ command -v cc >/dev/null || {
 }
 install_cargo_tool nextest "$nextest"
 install_cargo_tool deny "$deny"
+install_cargo_tool deb "$deb"
 if command -v lz4 >/dev/null && command -v cpio >/dev/null; then
     "$(dirname "$0")/make-test-guest.sh" || say "no test guest: tests that need it will be skipped"
 fi

@@ -122,6 +122,22 @@ dependencies() {
     fi
 }
 
+# Prometheus' own check of the rules, and their unit tests.
+monitoring() {
+    promtool check rules monitoring/alerts.yaml
+    promtool test rules monitoring/alerts.test.yaml
+}
+
+# From the debug binaries that the step `build` made.
+packages() {
+    local why
+    if why=$(tests/packages/run.sh --can); then
+        step packages tests/packages/run.sh
+    else
+        skip packages "$why"
+    fi
+}
+
 step format format
 step layering layering
 step build build
@@ -129,4 +145,10 @@ step docs documentation
 step tests tests
 step doctests doctests
 step coverage tests/coverage.sh
+if command -v promtool >/dev/null; then
+    step monitoring monitoring
+else
+    skip monitoring "promtool is not installed"
+fi
+packages
 step deny dependencies

@@ -15,6 +15,9 @@ pub const STATE_DIRECTORY: &str = "STATE_DIRECTORY";
 /// Where a user's programs keep their state (XDG base directories); used when it is absolute.
 pub const XDG_STATE_HOME: &str = "XDG_STATE_HOME";
 
+/// W3C trace context of whoever started the program.
+pub const TRACEPARENT: &str = trace::PARENT;
+
 /// The user's home.
 pub const HOME: &str = "HOME";
 
@@ -44,4 +47,10 @@ pub fn log_filter() -> Option<String> {
 #[must_use]
 pub fn credentials_directory() -> Option<PathBuf> {
     std::env::var_os(CREDENTIALS_DIRECTORY).filter(|value: &OsString| !value.is_empty()).map(PathBuf::from)
+}
+
+/// The trace context that a migration is to follow, if it is one.
+#[must_use]
+pub fn traceparent() -> Option<String> {
+    std::env::var(TRACEPARENT).ok().filter(|context| trace::is_context(context))
 }

@@ -6,8 +6,6 @@
 
 pub mod logs;
 pub mod names;
-#[cfg(feature = "otlp")]
-mod otlp;
 pub mod prometheus;
 
 pub use logs::{Telemetry, init};

@@ -99,6 +99,26 @@ fn metric_names_follow_prometheus_rules() {
     }
 }
 
+/// The coordinator's own are checked against a scrape of it, in its own tests.
+#[test]
+fn alerts_and_dashboard_name_metrics_that_are_there() {
+    let mut seen = std::collections::BTreeSet::new();
+    for file in ["alerts.yaml", "dashboard.json"] {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../monitoring").join(file);
+        let text = std::fs::read_to_string(&path).unwrap();
+        for word in text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_') {
+            if word.starts_with("novaferry_") && !word.starts_with("novaferry_coordinator_") {
+                let name = ["_bucket", "_sum", "_count"]
+                    .iter()
+                    .fold(word, |w, end| w.strip_suffix(end).unwrap_or(w));
+                assert!(names::ALL.iter().any(|metric| metric.name == name), "{file}: nobody exports {name}");
+                seen.insert(name.to_owned());
+            }
+        }
+    }
+    assert!(seen.len() > 10, "{seen:?}");
+}
+
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
 

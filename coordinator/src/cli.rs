@@ -18,6 +18,7 @@ use crate::client::{Access, Client};
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Format};
 use crate::serve::{self, ServeArgs};
+use crate::traces;
 use host::{HostCommand, VmCommand};
 use migration::MigrationCommand;
 use plan::{MigrateArgs, PlanCommand};
@@ -91,7 +92,7 @@ pub(crate) fn run() -> ExitCode {
     let format = cli.output;
     let result = match cli.command {
         Command::Serve(args) => serve::run(args),
-        command => cli.access.open().and_then(|client| ask(&client, command, format)),
+        command => cli.access.open().and_then(|client| traces::command(|| ask(&client, command, format))),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

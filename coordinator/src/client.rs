@@ -11,6 +11,7 @@ use serde_json::Value;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use crate::failure::Failure;
+use crate::traces;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -106,7 +107,10 @@ impl Client {
     }
 
     pub(crate) fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Failure> {
-        let request = self.agent.post(format!("{}{path}", self.url));
+        let mut request = self.agent.post(format!("{}{path}", self.url));
+        if let Some(context) = traces::context() {
+            request = request.header(trace::HEADER, context);
+        }
         self.read(request.header("authorization", format!("Bearer {}", self.token)).send_json(body))
     }
 

@@ -6,6 +6,7 @@ mod failure;
 mod follow;
 mod output;
 mod serve;
+mod traces;
 
 use std::process::ExitCode;
 

@@ -10,12 +10,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::Failure;
+use crate::traces;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
 The first start makes the CA and an administrator's token in the state folder: ca.pem is for people and programs that
 ask, admin-token for the first of them. SIGTERM ends it; migrations go on, and agents dial again.
-Environment: NOVAFERRY_LOG, a log filter such as \"info\" or \"novaferry_service=debug,info\".
+Environment: NOVAFERRY_LOG, a log filter such as \"info\" or \"novaferry_service=debug,info\";
+OTEL_EXPORTER_OTLP_ENDPOINT, a collector of traces such as http://127.0.0.1:4318, also for all other commands.
 
 Examples:
   novaferry serve
@@ -38,6 +40,9 @@ pub(crate) struct ServeArgs {
     /// Where people and programs ask.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7443")]
     api: SocketAddr,
+    /// Where Prometheus asks for /metrics: plain HTTP without a token, so keep it on this host. Nowhere if not given.
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<SocketAddr>,
     /// A DNS name or address by which people reach it; give it several times for several.
     #[arg(long, value_name = "NAME")]
     name: Vec<String>,
@@ -71,7 +76,10 @@ pub(crate) fn run(mut args: ServeArgs) -> Result<(), Failure> {
         Failure::new("log", format!("NOVAFERRY_LOG is no filter: {error}"), "write \"info\", for example")
             .usage()
     })?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    traces::service(filter, || run_to_the_end(args))
+}
+
+fn run_to_the_end(args: ServeArgs) -> Result<(), Failure> {
     let runtime = tokio::runtime::Runtime::new().map_err(|error| {
         Failure::new("runtime", format!("cannot start threads: {error}"), "check the limits of this process")
     })?;
@@ -87,7 +95,7 @@ pub(crate) fn run(mut args: ServeArgs) -> Result<(), Failure> {
 }
 
 async fn serve(args: ServeArgs) -> Result<(), ServiceError> {
-    let ServeArgs { state, database, database_file: _, agents, api, name } = args;
+    let ServeArgs { state, database, database_file: _, agents, api, metrics, name } = args;
     let stop = CancellationToken::new();
     // Before anything that others can see: a signal that comes early must not kill.
     let signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
@@ -99,7 +107,7 @@ async fn serve(args: ServeArgs) -> Result<(), ServiceError> {
             stop.cancel();
         });
     }
-    let opened = Service::open(Settings { state, database, agents, api, names: name });
+    let opened = Service::open(Settings { state, database, agents, api, metrics, names: name });
     let service = tokio::select! {
         service = opened => service?,
         // One that stands by may do so for long.
@@ -107,6 +115,9 @@ async fn serve(args: ServeArgs) -> Result<(), ServiceError> {
     };
     let address = |found: std::io::Result<SocketAddr>| found.map(|a| a.to_string()).unwrap_or_default();
     tracing::info!(agents = address(service.agents()), api = address(service.api()), "ready");
+    if let Ok(Some(address)) = service.metrics() {
+        tracing::info!(%address, "metrics");
+    }
     notify(NotifyState::Ready);
     let ended = service.run(stop.clone()).await;
     notify(NotifyState::Stopping);

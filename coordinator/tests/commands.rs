@@ -1,6 +1,6 @@
 //! `novaferry` as a process: the service, and commands that ask it.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -19,10 +19,15 @@ impl Coordinator {
     }
 
     fn start_in(folder: tempfile::TempDir) -> Self {
+        Self::start_with(folder, &[])
+    }
+
+    fn start_with(folder: tempfile::TempDir, environment: &[(&str, &str)]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_novaferry"))
             .args(["serve", "--agents", "127.0.0.1:0", "--api", "127.0.0.1:0", "--state"])
             .arg(folder.path())
             .env_remove("NOVAFERRY_LOG")
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -145,4 +150,68 @@ fn whom_to_ask_must_be_known() {
         .unwrap();
     assert_eq!(second.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&second.stderr).contains("another coordinator uses this state folder"));
+}
+
+/// A collector of traces: gives the bodies of what it is sent.
+fn collector() -> (String, std::sync::mpsc::Receiver<Vec<u8>>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (sender, bodies) = std::sync::mpsc::sync_channel(64);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut reader = BufReader::new(stream.unwrap());
+            let mut length = 0;
+            loop {
+                let mut line = String::new();
+                reader.read_line(&mut line).unwrap();
+                let Some((name, value)) = line.trim_end().split_once(": ") else {
+                    if line.trim_end().is_empty() {
+                        break;
+                    }
+                    continue;
+                };
+                if name.eq_ignore_ascii_case("content-length") {
+                    length = value.parse().unwrap();
+                }
+            }
+            assert!(length < 1 << 20, "a body of {length} bytes");
+            let mut body = vec![0; length];
+            reader.read_exact(&mut body).unwrap();
+            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+            reader.into_inner().write_all(answer).unwrap();
+            if sender.send(body).is_err() {
+                return;
+            }
+        }
+    });
+    (format!("http://{address}"), bodies)
+}
+
+#[test]
+fn a_command_and_the_coordinator_are_one_trace() {
+    // Ids are plain bytes in what is exported, names plain text.
+    let trace =
+        [0x0a, 0xf7, 0x65, 0x19, 0x16, 0xcd, 0x43, 0xdd, 0x84, 0x48, 0xeb, 0x21, 0x1c, 0x80, 0x31, 0x9c];
+    let has = |body: &[u8], what: &[u8]| body.windows(what.len()).any(|window| window == what);
+    let (endpoint, bodies) = collector();
+    let coordinator =
+        Coordinator::start_with(tempfile::tempdir().unwrap(), &[("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)]);
+    let command = Command::new(env!("CARGO_BIN_EXE_novaferry"))
+        .args(["host", "token", "--site", "berlin"])
+        .env("NOVAFERRY_URL", &coordinator.url)
+        .env("NOVAFERRY_CA", coordinator.file("ca.pem"))
+        .env("NOVAFERRY_TOKEN_FILE", coordinator.file("admin-token"))
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)
+        .env("TRACEPARENT", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+        .output()
+        .unwrap();
+    assert!(command.status.success(), "{}", String::from_utf8_lossy(&command.stderr));
+    // The coordinator exports what it holds when it ends.
+    drop(coordinator.stop());
+    let bodies: Vec<_> = bodies.try_iter().collect();
+    let of = |service: &[u8], span: &[u8]| {
+        bodies.iter().any(|body| has(body, service) && has(body, span) && has(body, &trace))
+    };
+    assert!(of(b"novaferry-coordinator", b"/v1/host-tokens"), "the coordinator's span is of another trace");
+    assert!(of(b"novaferry", b"command"), "the command's span is of another trace");
 }

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use guest::{Linux, Options, Settings, Timeline, Vm};
 use serde_json::Value;
 
+use crate::harness::collector::Collector;
 use crate::harness::vms::VmHost;
-use crate::harness::{Capability, Harness, capable};
+use crate::harness::{Capability, Harness, capable, until};
 
 /// Far beyond what anything takes here.
 const HANG: Duration = Duration::from_secs(120);
@@ -113,8 +114,9 @@ fn an_operator_moves_a_guest_and_the_coordinator_dies_meanwhile() {
     let harness = Harness::of_guests();
     harness.allow_log("no line to the coordinator");
     let coordinator = Coordinator::start(&harness.path("coordinator"), "127.0.0.1:0");
-    let source = VmHost::joining(&harness, "host-a", Some(&linux), &coordinator.agents);
-    let destination = VmHost::joining(&harness, "host-b", Some(&linux), &coordinator.agents);
+    let collector = Collector::start();
+    let host = |name| VmHost::traced(&harness, name, Some(&linux), &coordinator.agents, &collector.endpoint);
+    let (source, destination) = (host("host-a"), host("host-b"));
     for host in ["host-a", "host-b"] {
         let token = coordinator.ask(&["host", "token", "--site", "berlin", "--host", host]);
         let token = token[0]["token"].as_str().unwrap();
@@ -136,13 +138,33 @@ fn an_operator_moves_a_guest_and_the_coordinator_dies_meanwhile() {
     coordinator.until(&["host", "list"], |hosts| hosts.iter().all(|host| host["connected"].is_string()));
     coordinator.until(&["vm", "list"], |vms| vms.iter().any(|vm| vm["id"] == VM && vm["access"] == "live"));
 
-    // A rehearsal changes nothing.
-    let rehearsed = coordinator.ask(&["migrate", VM, "--to", "host-b", "--dry-run"]);
-    assert_eq!(rehearsed.last().unwrap()["state"], "rehearsed");
+    // A rehearsal changes nothing. Both hosts' parts in it follow the trace of whoever asked.
+    let mut rehearsal =
+        coordinator.command(&["migrate", VM, "--to", "host-b", "--dry-run", "--output", "json"]);
+    let context = format!("00-{}-{}-01", "5e".repeat(16), "a7".repeat(8));
+    let rehearsal = rehearsal.env("TRACEPARENT", context).output().unwrap();
+    let said = String::from_utf8(rehearsal.stdout).unwrap();
+    assert!(rehearsal.status.success() && said.lines().last().unwrap().contains("\"rehearsed\""), "{said}");
+    until("both hosts' spans of the rehearsal", || {
+        let spans = collector.spans();
+        let of = |host: &str, role: &str| {
+            spans
+                .iter()
+                .find(|span| span.host == host && span.role == role && span.trace == [0x5e; 16])
+                .cloned()
+        };
+        let (source, destination) = (of("host-a", "source")?, of("host-b", "destination")?);
+        assert_eq!((source.name.as_str(), destination.name.as_str()), ("migration", "migration"));
+        assert_eq!((&source.parent[..], &destination.parent), (&[0xa7; 8][..], &source.id));
+        Some(())
+    });
 
     let begun = coordinator.ask(&["migrate", VM, "--to", "host-b", "--limit", "8000000", "--detach"]);
     let id = begun[0]["steps"][0]["migration"].as_str().unwrap().to_owned();
-    coordinator.until(&["migration", "show", &id], |shown| shown[0]["state"] == "moving");
+    // A plan's step has its id before it is begun.
+    coordinator.until(&["migration", "list"], |all| {
+        all.iter().any(|one| one["id"] == *id && one["state"] == "moving")
+    });
     let (state, agents) = coordinator.kill();
     // The move goes on without it, and is told to the next one.
     let coordinator = Coordinator::start(&state, &agents);

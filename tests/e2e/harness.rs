@@ -4,6 +4,7 @@
 //! A line of level WARN or ERROR fails the test unless [`Harness::allow_log`] names a part of it: who breaks something
 //! on purpose says what may be complained about. Processes end with their guards, also after a failure.
 
+pub(crate) mod collector;
 pub(crate) mod copy;
 pub(crate) mod disks;
 pub(crate) mod host;

@@ -14,6 +14,7 @@ use crate::config;
 use crate::config::units::{ByteSize, Rate};
 use crate::control::Request;
 use crate::control::migration::{Migrate, Mode, Network, NoConverge, Transport};
+use crate::env;
 use crate::migrate;
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
@@ -201,6 +202,7 @@ impl MigrateArgs {
             readback: matches!(verify, VerifyDisksArg::Readback),
             hold,
             dry_run,
+            traceparent: env::traceparent(),
         };
         migrate::Settings { migrate, detach, socket, output: output.into() }
     }

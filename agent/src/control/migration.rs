@@ -116,6 +116,9 @@ pub struct Migrate {
     /// Say what would stand against it, and do nothing.
     #[serde(default)]
     pub dry_run: bool,
+    /// W3C context of the trace that this is a part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
 }
 
 impl Migrate {
@@ -158,6 +161,7 @@ impl Migrate {
             readback: false,
             hold: false,
             dry_run: false,
+            traceparent: None,
         }
     }
 

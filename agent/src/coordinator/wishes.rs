@@ -134,12 +134,15 @@ fn asked(wanted: &Migration) -> Result<Migrate, String> {
     migrate.limit = (wanted.limit > 0).then_some(wanted.limit);
     migrate.hold = wanted.hold;
     migrate.dry_run = wanted.dry_run;
+    migrate.traceparent = Some(&wanted.traceparent).filter(|context| trace::is_context(context)).cloned();
     Ok(migrate)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const CONTEXT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
     #[tokio::test]
     async fn what_is_older_than_what_was_seen_is_passed_over() {
@@ -168,11 +171,15 @@ mod tests {
             hold: true,
             dry_run: true,
             wish: Wish::Arrive.into(),
+            traceparent: CONTEXT.to_owned(),
         };
         let migrate = asked(&wanted).unwrap();
         assert_eq!((migrate.vm.as_str(), migrate.to.as_str()), ("web-1", "novaferry://host-b:7440"));
         assert_eq!((migrate.mode, migrate.peer.as_deref()), (Mode::Warm, Some("host-b")));
         assert_eq!((migrate.max_downtime_ms, migrate.limit), (250, Some(1000)));
+        assert_eq!(migrate.traceparent.as_deref(), Some(CONTEXT));
+        let odd = Migration { traceparent: "x\ny".to_owned(), ..wanted.clone() };
+        assert_eq!(asked(&odd).unwrap().traceparent, None);
         assert!(migrate.hold && migrate.dry_run);
         let plain = asked(&Migration { max_downtime_ms: 0, limit: 0, mode: 0, ..wanted.clone() }).unwrap();
         assert_eq!((plain.mode, plain.limit), (Mode::Live, None));

@@ -257,7 +257,7 @@ impl Migrations {
         Ok(())
     }
 
-    fn begin_source(&mut self, job: Job, record: Record, resumed: bool) {
+    fn begin_source(&mut self, mut job: Job, record: Record, resumed: bool) {
         let context = source::Context {
             records: self.records.clone(),
             credentials: self.with.shows.borrow().credentials.clone(),
@@ -268,9 +268,12 @@ impl Migrations {
         };
         let migration = job.migration;
         let (handle, commands, status) = handle(&record);
-        let task = self.tasks.spawn(async move {
+        let span = tracing::info_span!("migration", %migration, vm = job.vm, role = "source", resumed);
+        job.traceparent = trace::hand_on(&span, job.traceparent.as_deref());
+        let work = async move {
             source::run(context, job, record, resumed, commands, status).await;
-        });
+        };
+        let task = self.tasks.spawn(tracing::Instrument::instrument(work, span));
         self.ids.insert(task.id(), migration);
         self.running.insert(migration, Running { handle, contacts: None });
     }

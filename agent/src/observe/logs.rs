@@ -21,7 +21,7 @@ pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 #[must_use = "traces that are buffered at the end are lost unless shutdown is called"]
 pub struct Telemetry {
     #[cfg(feature = "otlp")]
-    traces: Option<super::otlp::Traces>,
+    traces: Option<trace::Traces>,
 }
 
 impl Telemetry {
@@ -32,7 +32,9 @@ impl Telemetry {
     pub fn shutdown(self) -> Result<(), ObserveError> {
         #[cfg(feature = "otlp")]
         if let Some(traces) = self.traces {
-            traces.shutdown(FLUSH_TIMEOUT)?;
+            traces
+                .shutdown(FLUSH_TIMEOUT)
+                .map_err(|error| ObserveError::Flush { source: Box::new(error) })?;
         }
         Ok(())
     }
@@ -90,8 +92,14 @@ where
     };
     #[cfg(feature = "otlp")]
     {
-        let traces = otlp.map(|otlp| super::otlp::Traces::new(otlp, host)).transpose()?;
-        let layer = traces.as_ref().map(super::otlp::Traces::layer);
+        let export = |otlp: &Otlp| {
+            trace::Traces::new(&otlp.endpoint, "novaferry-agent", host).map_err(|error| ObserveError::Otlp {
+                endpoint: otlp.endpoint.clone(),
+                source: Some(Box::new(error)),
+            })
+        };
+        let traces = otlp.map(export).transpose()?;
+        let layer = traces.as_ref().map(trace::Traces::layer);
         Ok((Registry::default().with(lines).with(layer), Telemetry { traces }))
     }
     #[cfg(not(feature = "otlp"))]

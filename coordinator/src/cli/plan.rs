@@ -164,6 +164,7 @@ impl HowArgs {
                 limit: self.limit,
                 hold: self.hold,
                 dry_run: self.dry_run,
+                traceparent: None,
             },
             link: self.link.clone(),
             prefer: match self.prefer {

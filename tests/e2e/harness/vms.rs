@@ -55,14 +55,17 @@ impl<'a> VmHost<'a> {
         Self { harness, host, folder, agent: RefCell::default(), vmd: RefCell::default() }
     }
 
-    /// The same, of a coordinator's fleet.
-    pub(crate) fn joining(
+    /// The same, of a coordinator's fleet, its spans sent to a collector.
+    pub(crate) fn traced(
         harness: &'a Harness,
         name: &str,
         linux: Option<&Linux>,
         coordinator: &str,
+        collector: &str,
     ) -> Self {
-        Self::with(harness, name, linux, &format!("[coordinator]\naddress = \"{coordinator}\"\n"))
+        let more =
+            format!("[coordinator]\naddress = \"{coordinator}\"\n[otlp]\nendpoint = \"{collector}\"\n");
+        Self::with(harness, name, linux, &more)
     }
 
     /// Starts vmd and the agent.

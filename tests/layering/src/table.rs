@@ -43,11 +43,12 @@ pub const CRATES: &[Row] = &[
     // Frames carry the ids and buffers of `volume`.
     Row { name: "tunnel", folder: "agent/crates/tunnel", uses: Uses::Only(&["volume", "wire"]), pure: false },
     Row { name: "hypervisor", folder: "agent/crates/hypervisor", uses: Uses::Only(&["volume"]), pure: false },
+    Row { name: "trace", folder: "agent/crates/trace", uses: Uses::Only(&[]), pure: false },
     Row { name: "pki", folder: "agent/crates/pki", uses: Uses::Only(&[]), pure: false },
     Row {
         name: "engine",
         folder: "agent/crates/engine",
-        uses: Uses::Only(&["volume", "wire", "reduce", "disk", "session", "tunnel", "hypervisor"]),
+        uses: Uses::Only(&["volume", "wire", "reduce", "disk", "session", "tunnel", "hypervisor", "trace"]),
         pure: false,
     },
     Row { name: "control-api", folder: "agent/crates/control-api", uses: Uses::Only(&[]), pure: false },
@@ -67,6 +68,7 @@ pub const CRATES: &[Row] = &[
             "pki",
             "control-api",
             "engine",
+            "trace",
         ]),
         pure: false,
     },
@@ -76,10 +78,15 @@ pub const CRATES: &[Row] = &[
     Row {
         name: "service",
         folder: "coordinator/crates/service",
-        uses: Uses::Only(&["model", "planner", "store", "pki", "control-api"]),
+        uses: Uses::Only(&["model", "planner", "store", "pki", "control-api", "trace"]),
         pure: false,
     },
-    Row { name: "coordinator", folder: "coordinator", uses: Uses::Only(&["model", "service"]), pure: false },
+    Row {
+        name: "coordinator",
+        folder: "coordinator",
+        uses: Uses::Only(&["model", "service", "trace"]),
+        pure: false,
+    },
     Row { name: "bench", folder: "bench", uses: Uses::Anything, pure: false },
     Row { name: "e2e", folder: "tests/e2e", uses: Uses::Anything, pure: false },
     Row { name: "fuzz", folder: "tests/fuzz", uses: Uses::Anything, pure: false },
@@ -223,12 +230,12 @@ pub const HEAVY: &[Heavy] = &[
     Heavy {
         package: "ureq",
         owners: &[
-            owner("agent"),
+            owner("trace"),
             owner("coordinator"),
             in_tests("service", "asks its API as a program would"),
         ],
     },
-    Heavy { package: "opentelemetry", owners: &[owner("agent")] },
+    Heavy { package: "opentelemetry", owners: &[owner("trace")] },
     Heavy { package: "tun-rs", owners: &[] },
     Heavy { package: "cargo_metadata", owners: &[] },
 ];

@@ -74,6 +74,7 @@ pub(super) fn of_request(migration: SessionId, asked: &Migrate, vm: &Vm) -> Resu
         folder: vm.folder.clone(),
         dial,
         options: options(asked)?,
+        traceparent: asked.traceparent.clone(),
     };
     Ok((job, record))
 }
@@ -161,5 +162,6 @@ pub(super) fn of_record(migration: SessionId, record: &Record) -> Result<Job, St
         folder: folder.as_ref().map(PathBuf::from),
         dial,
         options: Options { mode: record.mode, ..options(&safe)? },
+        traceparent: None,
     })
 }

@@ -38,6 +38,9 @@ pub struct Options {
     pub hold: bool,
     /// Find out what stands against it, and change nothing.
     pub dry_run: bool,
+    /// W3C context of the trace that asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
 }
 
 /// What is to become of a migration.

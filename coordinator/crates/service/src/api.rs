@@ -22,6 +22,7 @@ mod plans;
 pub(crate) mod problem;
 mod reports;
 pub(crate) mod tokens;
+mod traces;
 
 use std::sync::Arc;
 
@@ -31,6 +32,7 @@ use axum::{Json, Router};
 use serde_json::json;
 
 use crate::fleet::Fleet;
+use crate::metrics;
 use problem::Problem;
 
 /// Largest request body, bytes: options of a migration, many times over.
@@ -59,6 +61,8 @@ pub(crate) fn router(fleet: Arc<Fleet>) -> Router {
         .route("/v1/audit/check", get(audit::check))
         .fallback(async || Problem::not_found("there is nothing at this path"))
         .layer(DefaultBodyLimit::max(MOST_BODY))
+        .layer(axum::middleware::from_fn(traces::follow))
+        .layer(axum::middleware::from_fn(metrics::count))
         .with_state(fleet)
 }
 

@@ -84,6 +84,12 @@ impl Authority {
         self.ca.certificate_pem()
     }
 
+    /// When the CA ends, and the certificate that is shown now.
+    pub(crate) fn ends(&self) -> (SystemTime, SystemTime) {
+        let held = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        (self.ca.not_after(), held.since + OWN_VALID)
+    }
+
     /// Lets a host in: its token is used up, and its first certificate is signed.
     pub(crate) async fn join(
         &self,

@@ -159,7 +159,8 @@ impl Fleet {
             Err(error) if error.kind() == StoreErrorKind::NotFound => return Ok(None),
             updated => updated?,
         };
-        if updated.as_ref().is_some_and(|migration| migration.state.is_final()) {
+        if let Some(migration) = updated.as_ref().filter(|migration| migration.state.is_final()) {
+            crate::metrics::ended(migration.state);
             self.tell();
         }
         Ok(updated)

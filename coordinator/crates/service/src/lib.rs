@@ -10,6 +10,7 @@ mod find;
 mod fleet;
 mod line;
 mod listen;
+mod metrics;
 mod plans;
 
 use std::net::SocketAddr;
@@ -37,6 +38,8 @@ pub struct Settings {
     pub agents: SocketAddr,
     /// Where people and programs ask.
     pub api: SocketAddr,
+    /// Where Prometheus asks, in plain HTTP and without a token; nowhere if none.
+    pub metrics: Option<SocketAddr>,
     /// DNS names and addresses in its certificate, beside `localhost` and the loopback addresses.
     pub names: Vec<String>,
 }
@@ -47,6 +50,7 @@ pub struct Service {
     fleet: Arc<Fleet>,
     agents: TcpListener,
     api: TcpListener,
+    metrics: Option<metrics::Endpoint>,
 }
 
 impl Service {
@@ -57,15 +61,20 @@ impl Service {
     /// # Errors
     /// When the folder or an address cannot be used.
     pub async fn open(settings: Settings) -> Result<Self, ServiceError> {
-        let Settings { state, database, agents, api, mut names } = settings;
+        let Settings { state, database, agents, api, metrics, mut names } = settings;
         let database = database.map_or_else(|| Database::Folder(state.clone()), Database::Postgres);
         names.extend(["localhost", "127.0.0.1", "::1"].map(ToOwned::to_owned));
+        let metrics = match metrics {
+            Some(address) => Some(metrics::Endpoint::bind(address).await?),
+            None => None,
+        };
         let fleet = Fleet::open(&state, &database, names).await?;
         api::tokens::first(&fleet, &state).await?;
         let listen = async |what: &str, address: SocketAddr| {
             TcpListener::bind(address).await.map_err(|error| ServiceError::listen(what, address, error))
         };
-        Ok(Self { agents: listen("agents", agents).await?, api: listen("the API", api).await?, fleet })
+        let (agents, api) = (listen("agents", agents).await?, listen("the API", api).await?);
+        Ok(Self { fleet, agents, api, metrics })
     }
 
     /// Where agents dial.
@@ -84,12 +93,20 @@ impl Service {
         self.api.local_addr()
     }
 
+    /// Where Prometheus asks, if anywhere.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn metrics(&self) -> std::io::Result<Option<SocketAddr>> {
+        self.metrics.as_ref().map(metrics::Endpoint::address).transpose()
+    }
+
     /// Serves until it is to stop. Lines are closed then; agents dial again.
     ///
     /// # Errors
     /// When TLS cannot be set up; [`ServiceError::Replaced`] when another coordinator may lead.
     pub async fn run(self, stop: CancellationToken) -> Result<(), ServiceError> {
-        let Self { fleet, agents, api } = self;
+        let Self { fleet, agents, api, metrics } = self;
         let (lost, stop) = (fleet.store.lost(), stop.child_token());
         let replaced = tokio::spawn({
             let (lost, stop) = (lost.clone(), stop.clone());
@@ -106,8 +123,15 @@ impl Service {
         let agents =
             listen::serve(agents, listen::tls(&fleet.authority, Clients::Hosts)?, router, stop.clone());
         let router = api::router(Arc::clone(&fleet));
-        let api = listen::serve(api, listen::tls(&fleet.authority, Clients::People)?, router, stop.clone());
-        tokio::join!(agents, api, plans::run::run(Arc::clone(&fleet), stop));
+        let tls = listen::tls(&fleet.authority, Clients::People)?;
+        let api = listen::serve(api, tls, router, stop.clone());
+        let scrapes = async {
+            if let Some(endpoint) = metrics {
+                endpoint.serve(Arc::clone(&fleet), stop.clone()).await;
+            }
+        };
+        let plans = plans::run::run(Arc::clone(&fleet), stop.clone());
+        tokio::join!(agents, api, scrapes, plans);
         replaced.abort();
         if lost.is_cancelled() {
             return Err(ServiceError::Replaced);

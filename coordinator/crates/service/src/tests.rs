@@ -18,7 +18,9 @@ use tonic::{Code, Status, Streaming};
 
 use super::*;
 
+mod metrics;
 mod plans;
+mod traces;
 
 /// Far beyond what anything takes here.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -28,6 +30,7 @@ struct World {
     folder: tempfile::TempDir,
     agents: String,
     api: String,
+    metrics: SocketAddr,
     admin: String,
     stop: CancellationToken,
     running: tokio::task::JoinHandle<Result<(), ServiceError>>,
@@ -45,14 +48,16 @@ impl World {
             database: None,
             agents: any,
             api: any,
+            metrics: Some(any),
             names: Vec::new(),
         };
         let service = Service::open(settings).await.unwrap();
+        let metrics = service.metrics().unwrap().unwrap();
         let (agents, api) = (service.agents().unwrap().to_string(), service.api().unwrap().to_string());
         let stop = CancellationToken::new();
         let running = tokio::spawn(service.run(stop.clone()));
         let admin = std::fs::read_to_string(folder.path().join("admin-token")).unwrap().trim().to_owned();
-        Self { folder, agents, api, admin, stop, running }
+        Self { folder, agents, api, metrics, admin, stop, running }
     }
 
     async fn again(self) -> Self {
@@ -62,9 +67,24 @@ impl World {
     }
 
     async fn ask_as(&self, token: &str, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        self.ask_in("", token, method, path, body).await
+    }
+
+    async fn post_in(&self, context: &str, path: &str, body: Value) -> (u16, Value) {
+        self.ask_in(context, &self.admin, "POST", path, Some(body)).await
+    }
+
+    async fn ask_in(
+        &self,
+        context: &str,
+        token: &str,
+        method: &str,
+        path: &str,
+        body: Option<Value>,
+    ) -> (u16, Value) {
         let ca = std::fs::read(self.folder.path().join("ca.pem")).unwrap();
         let url = format!("https://{}{path}", self.api);
-        let (token, method) = (token.to_owned(), method.to_owned());
+        let (token, method, context) = (token.to_owned(), method.to_owned(), context.to_owned());
         let asked = tokio::task::spawn_blocking(move || {
             let root = ureq::tls::Certificate::from_pem(&ca).unwrap();
             let tls = ureq::tls::TlsConfig::builder()
@@ -77,6 +97,7 @@ impl World {
                 .method(method.as_str())
                 .uri(url)
                 .header("authorization", format!("Bearer {token}"))
+                .header("traceparent", context)
                 .header("content-type", "application/json");
             let text = body.map(|body| body.to_string()).unwrap_or_default();
             let mut response = agent.run(request.body(text).unwrap()).unwrap();

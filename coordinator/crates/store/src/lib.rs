@@ -6,6 +6,7 @@
 //! newer leader has begun.
 
 mod audit;
+mod counts;
 mod database;
 mod error;
 mod facts;
@@ -15,11 +16,13 @@ mod plans;
 mod tokens;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use sqlx::{Any, AnyPool, Row, Transaction};
 use tokio::sync::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
+pub use counts::Counts;
 pub use database::Database;
 use database::{Hold, Opened};
 pub use error::{StoreError, StoreErrorKind};
@@ -43,16 +46,22 @@ pub struct Store {
     _hold: Arc<Hold>,
 }
 
+/// Histogram: seconds from asking for a turn to write until the transaction is durable.
+pub const TRANSACTION_SECONDS: &str = "novaferry_coordinator_store_transaction_seconds";
+
 /// A transaction, and its turn. Dropped without [`Work::commit`] it changes nothing.
 #[derive(Debug)]
 struct Work<'a> {
     transaction: Transaction<'a, Any>,
     _turn: MutexGuard<'a, ()>,
+    begun: Instant,
 }
 
 impl Work<'_> {
     async fn commit(self) -> Result<(), StoreError> {
-        Ok(self.transaction.commit().await?)
+        self.transaction.commit().await?;
+        metrics::histogram!(TRANSACTION_SECONDS).record(self.begun.elapsed());
+        Ok(())
     }
 }
 
@@ -99,8 +108,9 @@ impl Store {
     }
 
     async fn work(&self) -> Result<Work<'_>, StoreError> {
+        let begun = Instant::now();
         let turn = self.turn.lock().await;
-        let mut work = Work { transaction: self.writer.begin().await?, _turn: turn };
+        let mut work = Work { transaction: self.writer.begin().await?, _turn: turn, begun };
         if let Some(term) = &self.term {
             // The row stays locked until the transaction ends, so a new leader's term begins before it or after it.
             let row = sqlx::query("SELECT value FROM facts WHERE name = $1 FOR UPDATE").bind(TERM);

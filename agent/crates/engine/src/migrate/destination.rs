@@ -172,6 +172,8 @@ pub(super) struct Owner {
     /// Nothing was made here: refused, or a dry run.
     pub(super) over: bool,
     prepared: bool,
+    /// From the request to the end, in the source's trace.
+    span: tracing::Span,
 }
 
 /// Takes part in a migration until it is decided, or the process ends. The tunnels come in `contacts`: the first, and
@@ -224,6 +226,7 @@ pub async fn run(
         compared: Vec::new(),
         over: false,
         prepared: resumed,
+        span: tracing::Span::none(),
     };
     let mut todo = VecDeque::new();
     let stop = owner.context.stop.clone();
@@ -245,7 +248,10 @@ pub async fn run(
         tokio::select! {
             () = stop.cancelled() => break,
             Some(tunnel) = contacts.recv() => owner.take_tunnel(tunnel),
-            Some(signal) = inbox.recv() => owner.signal(signal, &mut todo).await,
+            Some(signal) = inbox.recv() => {
+                let span = owner.span.clone();
+                tracing::Instrument::instrument(owner.signal(signal, &mut todo), span).await;
+            }
             Some(command) = commands.recv() => owner.command(command, &mut todo),
             () = until(owner.lost_until) => owner.give_up_contact(&mut todo),
             () = until(owner.start_again_at) => owner.start_again(&mut todo).await,

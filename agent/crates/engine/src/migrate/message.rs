@@ -47,6 +47,9 @@ pub struct Prepare {
     /// What the source knows of the bridges that the VM's cards are in, at most [`MAX_SEGMENTS`](super::layer2::MAX_SEGMENTS).
     #[serde(default)]
     pub segments: Vec<Segment>,
+    /// W3C context of the source's span, which the destination's follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
 }
 
 /// A piece of the probe that measures the link.

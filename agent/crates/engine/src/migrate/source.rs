@@ -136,6 +136,8 @@ pub struct Job {
     pub dial: DialOptions,
     /// How.
     pub options: Options,
+    /// W3C context of the trace that this is a part of; not kept over a restart.
+    pub traceparent: Option<String>,
 }
 
 /// What happened outside.

@@ -15,6 +15,7 @@ use store::Page;
 use super::caller::Caller;
 use super::problem::{Body, Problem};
 use super::tokens::random;
+use super::traces::Traced;
 use crate::find;
 use crate::fleet::{Fleet, now};
 
@@ -62,8 +63,10 @@ pub(super) struct Pages {
 pub(super) async fn begin(
     State(fleet): State<Arc<Fleet>>,
     caller: Caller,
-    Body(wanted): Body<Wanted>,
+    traced: Traced,
+    Body(mut wanted): Body<Wanted>,
 ) -> Result<(StatusCode, Json<Migration>), Problem> {
+    traced.mark(&mut wanted.options);
     caller.may(&fleet, Action::Migrate, &wanted.vm).await?;
     let hosts = fleet.store.hosts().await?;
     let (source, found) = find::vm(&hosts.iter().collect::<Vec<_>>(), &wanted.vm, wanted.from.as_ref())?;

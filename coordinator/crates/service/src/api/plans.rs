@@ -14,6 +14,7 @@ use store::Page;
 use super::caller::Caller;
 use super::migrations::{Which, page_of};
 use super::problem::{Body, Problem};
+use super::traces::Traced;
 use crate::fleet::{Fleet, now};
 use crate::plans::draft;
 
@@ -34,8 +35,10 @@ pub(super) struct Cordon {
 pub(super) async fn make(
     State(fleet): State<Arc<Fleet>>,
     caller: Caller,
-    Body(wanted): Body<Wanted>,
+    traced: Traced,
+    Body(mut wanted): Body<Wanted>,
 ) -> Result<(StatusCode, Json<Plan>), Problem> {
+    traced.mark(&mut wanted.options);
     let subject =
         wanted.vms.first().map_or_else(|| wanted.drain.as_ref().map_or("", Name::as_str), String::as_str);
     let subject: String = subject.chars().take(256).collect();

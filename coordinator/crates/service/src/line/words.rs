@@ -2,7 +2,7 @@
 
 use control_api::v1;
 use model::host::{Host, Needs, Observed, Pool, Vm};
-use model::migration::{Migration, Mode, Progress, Wish};
+use model::migration::{Migration, Mode, Progress, State, Wish};
 
 /// Longest name, version, state.
 const SHORT: usize = 256;
@@ -46,6 +46,14 @@ pub(super) fn migration(migration: &Migration, destination: &Host) -> v1::Migrat
         Wish::KeepSource => v1::Wish::KeepSource,
         Wish::KeepDestination => v1::Wish::KeepDestination,
     };
+    // The first time alone: what is told again begins nothing.
+    let traceparent = match migration.state {
+        State::Queued => {
+            let span = tracing::info_span!("intent", migration = migration.id, host = %migration.source);
+            trace::hand_on(&span, options.traceparent.as_deref())
+        }
+        _ => options.traceparent.clone(),
+    };
     v1::Migration {
         id: migration.id.clone(),
         vm: migration.vm.clone(),
@@ -57,6 +65,7 @@ pub(super) fn migration(migration: &Migration, destination: &Host) -> v1::Migrat
         hold: options.hold,
         dry_run: options.dry_run,
         wish: wish.into(),
+        traceparent: traceparent.unwrap_or_default(),
     }
 }
 

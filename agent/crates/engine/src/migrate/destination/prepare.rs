@@ -81,6 +81,10 @@ impl Owner {
             return Err(format!("at most {MAX_MULTIFD} multifd channels and {MAX_DISKS} disks are taken"));
         }
         self.record.vm.clone_from(&specification.id);
+        self.span = tracing::info_span!(
+            "migration", migration = %self.migration, vm = self.record.vm, role = "destination"
+        );
+        trace::follow(&self.span, prepare.traceparent.as_deref());
         let vm = specification.id.clone();
         let vmd = VmdClient::connect(&self.context.vmd).await.map_err(|error| chain(&error))?;
         let here = vmd.list().await.map_err(|error| chain(&error))?;

@@ -62,6 +62,7 @@ impl Owner {
             pool: self.job.options.pool.clone(),
             reconnect_ms: u64::try_from(self.job.options.reconnect.as_millis()).unwrap_or(u64::MAX),
             segments: segments(&derived.specification),
+            traceparent: self.job.traceparent.clone(),
         };
         self.derived = Some(derived);
         self.tell(&FromSource::Prepare(Box::new(prepare))).await?;

@@ -8,18 +8,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use opentelemetry::KeyValue;
-use opentelemetry::trace::TracerProvider as _;
+use opentelemetry::trace::{
+    SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState, TracerProvider as _,
+};
+use opentelemetry::{Context, KeyValue};
 use opentelemetry_http::{HttpClient, HttpError};
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
-use tracing::Subscriber;
+use tracing::{Span, Subscriber};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{EnvFilter, Layer};
-
-use super::ObserveError;
-use crate::config::Otlp;
 
 /// One attempt to deliver a batch. A collector that is slower loses batches; transfers never wait for it.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -29,31 +29,55 @@ const MAX_ANSWER: u64 = 64 << 10;
 const FILTER: &str =
     "debug,hyper=off,ureq=off,ureq_proto=off,rustls=off,quinn=off,quinn_proto=off,opentelemetry=off";
 
+/// What fails with an exporter.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TraceError {
+    /// The address of the collector is none.
+    #[error("traces cannot be exported to {endpoint}")]
+    Endpoint {
+        /// The address.
+        endpoint: String,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// What was buffered at the end is lost.
+    #[error("the last traces were not delivered")]
+    Flush {
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
 /// The exporter and its buffer.
 #[derive(Debug)]
-pub(super) struct Traces {
+pub struct Traces {
     provider: SdkTracerProvider,
     tracer: SdkTracer,
 }
 
 impl Traces {
-    pub(super) fn new(otlp: &Otlp, host: &str) -> Result<Self, ObserveError> {
+    /// An exporter to `endpoint`, `http://HOST:PORT`, for a program of this name; `instance` tells it from its like.
+    ///
+    /// # Errors
+    /// [`TraceError::Endpoint`].
+    pub fn new(endpoint: &str, service: &'static str, instance: &str) -> Result<Self, TraceError> {
         let exporter = SpanExporter::builder()
             .with_http()
             .with_http_client(Client::new())
             .with_protocol(Protocol::HttpBinary)
-            .with_endpoint(format!("{}/v1/traces", otlp.endpoint))
+            .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
             .with_timeout(EXPORT_TIMEOUT)
             .build()
-            .map_err(|error| ObserveError::Otlp {
-                endpoint: otlp.endpoint.clone(),
-                source: Some(Box::new(error)),
+            .map_err(|error| TraceError::Endpoint {
+                endpoint: endpoint.to_owned(),
+                source: Box::new(error),
             })?;
         let resource = Resource::builder_empty()
             .with_attributes([
-                KeyValue::new("service.name", "novaferry-agent"),
+                KeyValue::new("service.name", service),
                 KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
-                KeyValue::new("service.instance.id", host.to_owned()),
+                KeyValue::new("service.instance.id", instance.to_owned()),
             ])
             .build();
         let provider =
@@ -62,18 +86,44 @@ impl Traces {
         Ok(Self { provider, tracer })
     }
 
-    pub(super) fn layer<S>(&self) -> impl Layer<S> + Send + Sync + use<S>
+    /// The part of a subscriber that feeds the exporter.
+    #[must_use]
+    pub fn layer<S>(&self) -> impl Layer<S> + Send + Sync + use<S>
     where
         S: Subscriber + for<'span> LookupSpan<'span> + Send + Sync,
     {
         tracing_opentelemetry::layer().with_tracer(self.tracer.clone()).with_filter(EnvFilter::new(FILTER))
     }
 
-    pub(super) fn shutdown(self, timeout: Duration) -> Result<(), ObserveError> {
+    /// Delivers what is buffered. Blocks: call it after the runtime has ended.
+    ///
+    /// # Errors
+    /// [`TraceError::Flush`] when the collector did not take it in time.
+    pub fn shutdown(self, timeout: Duration) -> Result<(), TraceError> {
         self.provider
             .shutdown_with_timeout(timeout)
-            .map_err(|error| ObserveError::Flush { source: Box::new(error) })
+            .map_err(|error| TraceError::Flush { source: Box::new(error) })
     }
+}
+
+/// `parent` was looked at: it is a context.
+pub(super) fn follow(span: &Span, parent: &str) {
+    let mut parts = parent.split('-').skip(1);
+    let mut next = || parts.next().unwrap_or_default();
+    let (Ok(trace), Ok(id)) = (TraceId::from_hex(next()), SpanId::from_hex(next())) else { return };
+    let flags = u8::from_str_radix(next(), 16).map_or(TraceFlags::NOT_SAMPLED, TraceFlags::new);
+    let remote = SpanContext::new(trace, id, flags, true, TraceState::NONE);
+    // A span that began already keeps its own trace: worth a word, and nothing else.
+    if let Err(error) = span.set_parent(Context::new().with_remote_span_context(remote)) {
+        tracing::debug!(%error, "a span cannot follow its parent");
+    }
+}
+
+pub(super) fn context(span: &Span) -> Option<String> {
+    let context = span.context();
+    let here = context.span().span_context().clone();
+    here.is_valid()
+        .then(|| format!("00-{}-{}-{:02x}", here.trace_id(), here.span_id(), here.trace_flags().to_u8()))
 }
 
 /// A blocking HTTP client, called on the SDK's export thread only.
