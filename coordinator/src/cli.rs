@@ -289,7 +289,7 @@ fn ask(client: &Client, command: Command, format: Format) -> Result<(), Failure>
         Command::Serve(_) => Ok(()),
         Command::Host(command) => host(client, command, format),
         Command::Vm(VmCommand::List) => {
-            let vms: Vec<Value> = client.get("/v1/vms")?;
+            let vms = client.list("/v1/vms", None)?;
             list(format, &vms, &["HOST", "ID", "NAME", "STATE", "MOVES"], |vm| {
                 let fields = ["host", "id", "name", "state", "access"];
                 fields.map(|field| text(&vm[field])).to_vec()
@@ -334,7 +334,7 @@ fn host(client: &Client, command: HostCommand, format: Format) -> Result<(), Fai
             said(format, &invited, &text(&invited["token"]));
         }
         HostCommand::List => {
-            let hosts: Vec<Value> = client.get("/v1/hosts")?;
+            let hosts = client.list("/v1/hosts", None)?;
             list(format, &hosts, &["HOST", "SITE", "STATE", "VERSION", "VMS", "SEEN"], |host| {
                 let state = match (&host["revoked"], &host["connected"]) {
                     (Value::String(_), _) => "revoked",
@@ -402,8 +402,8 @@ fn find(client: &Client, id: &str) -> Result<String, Failure> {
     if id.len() == 32 {
         return Ok(id.to_owned());
     }
-    let page: Value = client.get("/v1/migrations?limit=500")?;
-    let ids = page["migrations"].as_array().into_iter().flatten().filter_map(|one| one["id"].as_str());
+    let page = client.list("/v1/migrations", Some(500))?;
+    let ids = page.iter().filter_map(|one| one["id"].as_str());
     let found: Vec<_> = ids.filter(|known| known.starts_with(id)).collect();
     match found[..] {
         [one] => Ok(one.to_owned()),
@@ -428,8 +428,7 @@ fn migration(client: &Client, command: MigrationCommand, format: Format) -> Resu
     };
     match command {
         MigrationCommand::List { limit } => {
-            let page: Value = client.get(&format!("/v1/migrations?limit={limit}"))?;
-            let all = page["migrations"].as_array().cloned().unwrap_or_default();
+            let all = client.list("/v1/migrations", usize::try_from(limit).ok())?;
             list(format, &all, &["ID", "VM", "FROM", "TO", "STATE", "BEGUN"], |one| {
                 let id = text(&one["id"]);
                 let mut row = vec![short(&id).to_owned()];
@@ -473,7 +472,7 @@ fn token(client: &Client, command: TokenCommand, format: Format) -> Result<(), F
             said(format, &made, &text(&made["token"]));
         }
         TokenCommand::List => {
-            let tokens: Vec<Value> = client.get("/v1/tokens")?;
+            let tokens = client.list("/v1/tokens", None)?;
             list(format, &tokens, &["ID", "NAME", "ROLE", "MADE", "EXPIRES", "REVOKED"], |token| {
                 ["id", "name", "role", "made", "expires", "revoked"].map(|field| text(&token[field])).to_vec()
             });
@@ -498,7 +497,8 @@ fn token(client: &Client, command: TokenCommand, format: Format) -> Result<(), F
 fn audit(client: &Client, command: AuditCommand, format: Format) -> Result<(), Failure> {
     match command {
         AuditCommand::List { after, limit } => {
-            let entries: Vec<Value> = client.get(&format!("/v1/audit?after={after}&limit={limit}"))?;
+            let entries =
+                client.list_after("/v1/audit", Some(after.to_string()), usize::try_from(limit).ok())?;
             let head = ["NUMBER", "TIME", "WHO", "WHAT", "TO WHAT", "OUTCOME", "DETAIL"];
             list(format, &entries, &head, |entry| {
                 let fields = ["number", "at", "actor", "action", "subject", "outcome", "detail"];

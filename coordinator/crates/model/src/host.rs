@@ -7,6 +7,7 @@ use crate::Name;
 
 /// A host of the fleet.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Host {
     /// The name in its certificate.
     pub name: Name,
@@ -24,6 +25,7 @@ pub struct Host {
 
 /// What a host says of itself.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Observed {
     /// Release of its agent.
@@ -48,6 +50,7 @@ pub struct Observed {
 
 /// Where disks can be put.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Pool {
     /// Its name on that host.
     pub name: String,
@@ -57,6 +60,7 @@ pub struct Pool {
 
 /// A virtual machine on a host.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Vm {
     /// Its id.
     pub id: String,

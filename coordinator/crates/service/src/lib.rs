@@ -14,10 +14,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use api::gate::Access;
+pub use api::jwt::{Secret, ShortSecret};
+pub use api::limit::Limits;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
+use api::gate::Gate;
 use control_api::v1::coordinator_server::CoordinatorServer;
 pub use error::ServiceError;
 use fleet::Fleet;
@@ -34,12 +38,15 @@ pub struct Settings {
     pub api: SocketAddr,
     /// DNS names and addresses in its certificate, beside `localhost` and the loopback addresses.
     pub names: Vec<String>,
+    /// Who may ask the API beside holders of tokens, and how much.
+    pub access: Access,
 }
 
 /// A coordinator that listens.
 #[derive(Debug)]
 pub struct Service {
     fleet: Arc<Fleet>,
+    gate: Arc<Gate>,
     agents: TcpListener,
     api: TcpListener,
 }
@@ -51,14 +58,15 @@ impl Service {
     /// # Errors
     /// When the folder or an address cannot be used.
     pub async fn open(settings: Settings) -> Result<Self, ServiceError> {
-        let Settings { state, agents, api, mut names } = settings;
+        let Settings { state, agents, api, mut names, access } = settings;
         names.extend(["localhost", "127.0.0.1", "::1"].map(ToOwned::to_owned));
         let fleet = Fleet::open(&state, names).await?;
         api::tokens::first(&fleet, &state).await?;
         let listen = async |what: &str, address: SocketAddr| {
             TcpListener::bind(address).await.map_err(|error| ServiceError::listen(what, address, error))
         };
-        Ok(Self { agents: listen("agents", agents).await?, api: listen("the API", api).await?, fleet })
+        let gate = Gate::new(Arc::clone(&fleet), access)?;
+        Ok(Self { gate, agents: listen("agents", agents).await?, api: listen("the API", api).await?, fleet })
     }
 
     /// Where agents dial.
@@ -82,7 +90,7 @@ impl Service {
     /// # Errors
     /// When TLS cannot be set up.
     pub async fn run(self, stop: CancellationToken) -> Result<(), ServiceError> {
-        let Self { fleet, agents, api } = self;
+        let Self { fleet, gate, agents, api } = self;
         let lines = line::Lines::new(Arc::clone(&fleet), stop.clone());
         let server = CoordinatorServer::new(lines)
             .max_decoding_message_size(control_api::MAX_MESSAGE)
@@ -90,7 +98,7 @@ impl Service {
         let router = Routes::new(server).into_axum_router();
         let agents =
             listen::serve(agents, listen::tls(&fleet.authority, Clients::Hosts)?, router, stop.clone());
-        let router = api::router(Arc::clone(&fleet));
+        let router = api::router(Arc::clone(&fleet), gate);
         let api = listen::serve(api, listen::tls(&fleet.authority, Clients::People)?, router, stop);
         tokio::join!(agents, api);
         fleet.store.close().await;

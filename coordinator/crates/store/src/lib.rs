@@ -4,6 +4,7 @@
 //! other. SQLite has one writer; so has [`Store`], and it holds a lock on the folder while it lives.
 
 mod audit;
+mod claims;
 mod error;
 mod facts;
 mod hosts;
@@ -17,8 +18,9 @@ use sqlx::any::AnyPoolOptions;
 use sqlx::{Any, AnyPool, Executor, Transaction};
 use tokio::sync::{Mutex, MutexGuard};
 
+pub use claims::{Answer, Claim, Claimed, answers, within};
 pub use error::{StoreError, StoreErrorKind};
-pub use hosts::{Certificate, RevokedCertificate};
+pub use hosts::{Certificate, HostPage, RevokedCertificate};
 pub use migrations::Page;
 pub use tokens::{ApiToken, JoinGrant};
 
