@@ -405,7 +405,7 @@ async fn hostile_requests_get_problems() {
         .into_bytes();
     for (kind, body, status) in [
         (json_kind, huge.clone(), 413),
-        (json_kind, deep, 400),
+        (json_kind, deep, 422),
         (json_kind, b"{\"vm\":\"\xff\xfe\",\"to\":\"host-b\"}".to_vec(), 400),
         (json_kind, b"{\"vm\":\"\\ud800\",\"to\":\"host-b\"}".to_vec(), 400),
         (json_kind, b"".to_vec(), 400),
