@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
@@ -54,6 +54,24 @@ pub(crate) struct Access {
         help_heading = "Access"
     )]
     ca: PathBuf,
+}
+
+/// Items that are asked for at a time.
+const PAGE: usize = 1000;
+
+/// A part of a list.
+#[derive(Debug, Deserialize)]
+struct Page {
+    items: Vec<Value>,
+    next: Option<String>,
+}
+
+/// A text as a value in a query.
+fn escape(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    text.bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
 }
 
 /// An open way to the API.
@@ -106,12 +124,51 @@ impl Client {
         self.body(request.header("authorization", format!("Bearer {}", self.token)).call())
     }
 
-    pub(crate) fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Failure> {
-        let mut request = self.agent.post(format!("{}{path}", self.url));
-        if let Some(context) = traces::context() {
-            request = request.header(trace::HEADER, context);
+    /// A list, page by page, up to so many items.
+    pub(crate) fn list(&self, path: &str, most: Option<usize>) -> Result<Vec<Value>, Failure> {
+        self.list_after(path, None, most)
+    }
+
+    /// The same from a position on.
+    pub(crate) fn list_after(
+        &self,
+        path: &str,
+        mut after: Option<String>,
+        most: Option<usize>,
+    ) -> Result<Vec<Value>, Failure> {
+        let mut items = Vec::new();
+        loop {
+            let left = most.map_or(PAGE, |most| most.saturating_sub(items.len()).min(PAGE));
+            let sign = if path.contains('?') { '&' } else { '?' };
+            let from = after.as_deref().map(|after| format!("&after={}", escape(after))).unwrap_or_default();
+            let page: Page = self.get(&format!("{path}{sign}limit={left}{from}"))?;
+            items.extend(page.items);
+            after = page.next;
+            if after.is_none() || most.is_some_and(|most| items.len() >= most) {
+                return Ok(items);
+            }
         }
-        self.read(request.header("authorization", format!("Bearer {}", self.token)).send_json(body))
+    }
+
+    /// Asks for something to be done, once: it is sent again when the connection breaks, with the same key.
+    pub(crate) fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Failure> {
+        let mut key = [0; 16];
+        getrandom::fill(&mut key).map_err(|error| {
+            Failure::new("random", format!("no random bytes: {error}"), "check this machine's kernel")
+        })?;
+        let key = u128::from_le_bytes(key);
+        let send = || {
+            let request = self.agent.post(format!("{}{path}", self.url));
+            let mut request = request.header("authorization", format!("Bearer {}", self.token));
+            if let Some(context) = traces::context() {
+                request = request.header(trace::HEADER, context);
+            }
+            self.read(request.header("idempotency-key", format!("{key:032x}")).send_json(body))
+        };
+        match send() {
+            Err(failure) if failure.code == "unreachable" => send(),
+            answer => answer,
+        }
     }
 
     fn read<T: DeserializeOwned>(

@@ -1,23 +1,28 @@
 //! `serve`: the coordinator.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use clap::Args;
 use sd_notify::NotifyState;
-use service::{Service, ServiceError, Settings};
+use service::{Access, Limits, Secret, Service, ServiceError, Settings};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::Failure;
 use crate::traces;
 
+/// Name of the credential with NovaCron's secret (systemd, `LoadCredential=`).
+const CREDENTIAL: &str = "auth-secret";
+
 #[derive(Debug, Args)]
 #[command(after_help = "\
 The first start makes the CA and an administrator's token in the state folder: ca.pem is for people and programs that
 ask, admin-token for the first of them. SIGTERM ends it; migrations go on, and agents dial again.
-Environment: NOVAFERRY_LOG, a log filter such as \"info\" or \"novaferry_service=debug,info\";
-OTEL_EXPORTER_OTLP_ENDPOINT, a collector of traces such as http://127.0.0.1:4318, also for all other commands.
+Environment: NOVAFERRY_LOG, a log filter such as \"info\" or \"novaferry_service=debug,info\"; AUTH_SECRET, NovaCron's
+secret of 32 bytes or more, unless it is in a file or the credential auth-secret; OTEL_EXPORTER_OTLP_ENDPOINT, a
+collector of traces such as http://127.0.0.1:4318, also for all other commands.
 
 Examples:
   novaferry serve
@@ -46,6 +51,40 @@ pub(crate) struct ServeArgs {
     /// A DNS name or address by which people reach it; give it several times for several.
     #[arg(long, value_name = "NAME")]
     name: Vec<String>,
+    /// Requests a second of one token; twice as many at once; 0 is no limit.
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    rate_limit: u32,
+    /// Requests a second of one address without a good token; twice as many at once; 0 is no limit.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    address_rate_limit: u32,
+    /// File with NovaCron's AUTH_SECRET: bearers of its JWTs (HS256) are let in by their roles.
+    #[arg(long, value_name = "FILE")]
+    auth_secret_file: Option<PathBuf>,
+}
+
+/// The secret that is shared with NovaCron, if there is one: by its flag, as a credential, or in the environment.
+fn secret(file: Option<PathBuf>) -> Result<Option<Secret>, Failure> {
+    let credential = std::env::var_os("CREDENTIALS_DIRECTORY");
+    let credential = credential.map(|folder| PathBuf::from(folder).join(CREDENTIAL));
+    let path = file.or_else(|| credential.filter(|path| path.exists()));
+    let text = match &path {
+        Some(path) => std::fs::read_to_string(path).map_err(|error| {
+            let what = format!("cannot read {}: {error}", path.display());
+            Failure::new("access", what, "let this service's user read it").usage()
+        })?,
+        None => match std::env::var("AUTH_SECRET") {
+            Ok(text) => text,
+            Err(std::env::VarError::NotPresent) => return Ok(None),
+            Err(error @ std::env::VarError::NotUnicode(_)) => {
+                drop(error);
+                return Err(
+                    Failure::new("access", "AUTH_SECRET is not UTF-8", "use the one of NovaCron").usage()
+                );
+            }
+        },
+    };
+    let secret = Secret::new(&text).map_err(|error| Failure::told("access", &error.to_string()).usage())?;
+    Ok(Some(secret))
 }
 
 /// The address of the database, if one is named; never with a password that other users of this machine can see.
@@ -83,7 +122,14 @@ fn run_to_the_end(args: ServeArgs) -> Result<(), Failure> {
     let runtime = tokio::runtime::Runtime::new().map_err(|error| {
         Failure::new("runtime", format!("cannot start threads: {error}"), "check the limits of this process")
     })?;
-    runtime.block_on(serve(args)).map_err(|error| {
+    let access = Access {
+        limits: Limits {
+            caller: NonZeroU32::new(args.rate_limit),
+            address: NonZeroU32::new(args.address_rate_limit),
+        },
+        secret: secret(args.auth_secret_file.clone())?,
+    };
+    runtime.block_on(serve(args, access)).map_err(|error| {
         let mut text = error.to_string();
         let mut cause = std::error::Error::source(&error);
         while let Some(error) = cause {
@@ -94,8 +140,8 @@ fn run_to_the_end(args: ServeArgs) -> Result<(), Failure> {
     })
 }
 
-async fn serve(args: ServeArgs) -> Result<(), ServiceError> {
-    let ServeArgs { state, database, database_file: _, agents, api, metrics, name } = args;
+async fn serve(args: ServeArgs, access: Access) -> Result<(), ServiceError> {
+    let ServeArgs { state, database, agents, api, metrics, name, .. } = args;
     let stop = CancellationToken::new();
     // Before anything that others can see: a signal that comes early must not kill.
     let signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
@@ -107,7 +153,7 @@ async fn serve(args: ServeArgs) -> Result<(), ServiceError> {
             stop.cancel();
         });
     }
-    let opened = Service::open(Settings { state, database, agents, api, metrics, names: name });
+    let opened = Service::open(Settings { state, database, agents, api, metrics, names: name, access });
     let service = tokio::select! {
         service = opened => service?,
         // One that stands by may do so for long.

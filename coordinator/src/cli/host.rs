@@ -65,7 +65,7 @@ pub(super) fn host(client: &Client, command: HostCommand, format: Format) -> Res
             said(format, &invited, &text(&invited["token"]));
         }
         HostCommand::List => {
-            let hosts: Vec<Value> = client.get("/v1/hosts")?;
+            let hosts = client.list("/v1/hosts", None)?;
             list(format, &hosts, &["HOST", "SITE", "STATE", "VERSION", "VMS", "SEEN"], |host| {
                 let state = match (&host["revoked"], &host["connected"]) {
                     (Value::String(_), _) => "revoked",
@@ -105,7 +105,7 @@ fn cordon(client: &Client, host: &model::Name, cordoned: bool, format: Format) -
 pub(super) fn vm(client: &Client, command: VmCommand, format: Format) -> Result<(), Failure> {
     match command {
         VmCommand::List => {
-            let vms: Vec<Value> = client.get("/v1/vms")?;
+            let vms = client.list("/v1/vms", None)?;
             list(format, &vms, &["HOST", "ID", "NAME", "STATE", "MOVES"], |vm| {
                 let fields = ["host", "id", "name", "state", "access"];
                 fields.map(|field| text(&vm[field])).to_vec()

@@ -83,8 +83,8 @@ fn find(client: &Client, id: &str) -> Result<String, Failure> {
     if id.len() == 32 {
         return Ok(id.to_owned());
     }
-    let page: Value = client.get("/v1/migrations?limit=500")?;
-    let ids = page["migrations"].as_array().into_iter().flatten().filter_map(|one| one["id"].as_str());
+    let page = client.list("/v1/migrations", Some(500))?;
+    let ids = page.iter().filter_map(|one| one["id"].as_str());
     let found: Vec<_> = ids.filter(|known| known.starts_with(id)).collect();
     match found[..] {
         [one] => Ok(one.to_owned()),
@@ -109,8 +109,7 @@ pub(super) fn migration(client: &Client, command: MigrationCommand, format: Form
     };
     match command {
         MigrationCommand::List { limit } => {
-            let page: Value = client.get(&format!("/v1/migrations?limit={limit}"))?;
-            let all = page["migrations"].as_array().cloned().unwrap_or_default();
+            let all = client.list("/v1/migrations", usize::try_from(limit).ok())?;
             list(format, &all, &["ID", "VM", "FROM", "TO", "STATE", "BEGUN"], |one| {
                 let id = text(&one["id"]);
                 let mut row = vec![short(&id).to_owned()];

@@ -5,7 +5,7 @@ use model::Timestamp;
 use model::migration::{Mode, Options};
 use model::plan::{OnFailure, Plan, State, Step, Wanted};
 use model::route::Order;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::show::{list, text};
 use super::units::{bytes, micros, milliseconds, money, seconds, span};
@@ -296,8 +296,8 @@ fn find(client: &Client, id: &str) -> Result<String, Failure> {
     if id.len() == 32 {
         return Ok(id.to_owned());
     }
-    let page: Value = client.get("/v1/plans?limit=500")?;
-    let ids = page["plans"].as_array().into_iter().flatten().filter_map(|one| one["id"].as_str());
+    let page = client.list("/v1/plans", Some(500))?;
+    let ids = page.iter().filter_map(|one| one["id"].as_str());
     let found: Vec<_> = ids.filter(|known| known.starts_with(id)).collect();
     match found[..] {
         [one] => Ok(one.to_owned()),
@@ -313,8 +313,7 @@ pub(super) fn plan(client: &Client, command: PlanCommand, format: Format) -> Res
     };
     match command {
         PlanCommand::List { limit } => {
-            let page: Value = client.get(&format!("/v1/plans?limit={limit}"))?;
-            let all = page["plans"].as_array().cloned().unwrap_or_default();
+            let all = client.list("/v1/plans", usize::try_from(limit).ok())?;
             list(format, &all, &["ID", "VMS", "STATE", "BY", "MADE"], |one| {
                 vec![
                     short(&text(&one["id"])).to_owned(),

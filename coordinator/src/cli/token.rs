@@ -57,7 +57,7 @@ pub(super) fn token(client: &Client, command: TokenCommand, format: Format) -> R
             said(format, &made, &text(&made["token"]));
         }
         TokenCommand::List => {
-            let tokens: Vec<Value> = client.get("/v1/tokens")?;
+            let tokens = client.list("/v1/tokens", None)?;
             list(format, &tokens, &["ID", "NAME", "ROLE", "MADE", "EXPIRES", "REVOKED"], |token| {
                 ["id", "name", "role", "made", "expires", "revoked"].map(|field| text(&token[field])).to_vec()
             });
@@ -82,7 +82,8 @@ pub(super) fn token(client: &Client, command: TokenCommand, format: Format) -> R
 pub(super) fn audit(client: &Client, command: AuditCommand, format: Format) -> Result<(), Failure> {
     match command {
         AuditCommand::List { after, limit } => {
-            let entries: Vec<Value> = client.get(&format!("/v1/audit?after={after}&limit={limit}"))?;
+            let most = usize::try_from(limit).ok();
+            let entries = client.list_after("/v1/audit", Some(after.to_string()), most)?;
             let head = ["NUMBER", "TIME", "WHO", "WHAT", "TO WHAT", "OUTCOME", "DETAIL"];
             list(format, &entries, &head, |entry| {
                 let fields = ["number", "at", "actor", "action", "subject", "outcome", "detail"];

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// What a caller is to the coordinator. Each may do what those before it may.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// Sees everything but secrets.

@@ -12,6 +12,7 @@ const CONTEXT: &str = "novaferry audit 1";
 
 /// What was done, by whom, and what came of it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Deed {
     /// When.
     pub at: Timestamp,
@@ -29,6 +30,7 @@ pub struct Deed {
 
 /// A deed in its place.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Entry {
     /// From 1 on, without a gap.
     pub number: u64,

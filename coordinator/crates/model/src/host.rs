@@ -9,6 +9,7 @@ use crate::Name;
 
 /// A host of the fleet.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Host {
     /// The name in its certificate.
     pub name: Name,
@@ -26,6 +27,7 @@ pub struct Host {
 
 /// What a host says of itself.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Observed {
     /// Release of its agent.
@@ -52,6 +54,7 @@ pub struct Observed {
 
 /// Where disks can be put.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Pool {
     /// Its name on that host.
     pub name: String,
@@ -61,6 +64,7 @@ pub struct Pool {
 
 /// A virtual machine on a host.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Vm {
     /// Its id.
     pub id: String,
@@ -79,6 +83,7 @@ pub struct Vm {
 
 /// What a VM needs of its host. What is not known is zero or empty: an older agent, or a VM that is off.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Needs {
     /// RAM.

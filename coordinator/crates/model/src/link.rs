@@ -83,6 +83,8 @@ impl FromStr for Kind {
 
 /// What the use of a link costs. Millionths of the currency, so that sums are exact.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "schema", schema(as = LinkPrice))]
 #[serde(default, deny_unknown_fields)]
 pub struct Price {
     /// ISO 4217, such as `USD`; empty when it costs nothing.

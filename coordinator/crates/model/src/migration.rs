@@ -13,6 +13,8 @@ use crate::plan::Estimate;
 
 /// How a VM moves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "schema", schema(as = MigrationMode))]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// It runs on while its disks and its memory travel.
@@ -26,6 +28,8 @@ pub enum Mode {
 
 /// What was asked for beside the VM and its new host.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "schema", schema(as = MigrationOptions))]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
     /// How.
@@ -45,6 +49,7 @@ pub struct Options {
 
 /// What is to become of a migration.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Wish {
     /// It is to go on to its end.
@@ -64,6 +69,7 @@ pub enum Wish {
 
 /// What a host says of its part.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Progress {
     /// The state's name in the agent's machine.
@@ -90,6 +96,8 @@ pub struct Progress {
 
 /// Where a migration stands.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "schema", schema(as = MigrationState))]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     /// The source has not heard of it.
@@ -156,6 +164,7 @@ impl State {
 
 /// A migration.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Migration {
     /// 32 hexadecimal digits, the same at both hosts.
     pub id: String,

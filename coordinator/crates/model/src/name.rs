@@ -10,6 +10,8 @@ const MAX: usize = 63;
 
 /// A name: `[a-z0-9][a-z0-9.-]{0,62}`, as in hosts' certificates.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "schema", schema(value_type = String, pattern = "^[a-z0-9][a-z0-9.-]*$", min_length = 1, max_length = 63))]
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);
 

@@ -9,6 +9,7 @@ use crate::{Name, link};
 
 /// What becomes of the rest when one migration fails.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum OnFailure {
     /// What runs goes on, and no other begins.
@@ -20,6 +21,8 @@ pub enum OnFailure {
 
 /// What was asked for.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "schema", schema(as = PlanWanted))]
 #[serde(default, deny_unknown_fields)]
 pub struct Wanted {
     /// VMs by id or name.
@@ -50,6 +53,7 @@ pub struct Wanted {
 
 /// Where a figure comes from, and what it is.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Estimate {
     /// From the start to the guest running at the destination, milliseconds.
@@ -68,6 +72,7 @@ pub struct Estimate {
 
 /// A host that was not chosen.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Rejected {
     /// Which.
     pub host: Name,
@@ -77,6 +82,8 @@ pub struct Rejected {
 
 /// Where a step stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "schema", schema(as = PlanStepState))]
 #[serde(rename_all = "kebab-case")]
 pub enum StepState {
     /// It has no destination.
@@ -96,6 +103,8 @@ pub enum StepState {
 
 /// One VM of a plan.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "schema", schema(as = PlanStep))]
 pub struct Step {
     /// The VM's id.
     pub vm: String,
@@ -123,6 +132,8 @@ pub struct Step {
 
 /// Where a plan stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "schema", schema(as = PlanState))]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     /// It can be started.
@@ -166,6 +177,7 @@ impl State {
 
 /// A plan.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Plan {
     /// 32 hexadecimal digits.
     pub id: String,

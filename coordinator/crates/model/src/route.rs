@@ -9,6 +9,8 @@ use crate::link::{Standing, State};
 
 /// What makes one way better than another. One that is degraded comes after all that are not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "schema", schema(as = RouteOrder))]
 #[serde(rename_all = "kebab-case")]
 pub enum Order {
     /// The highest rate, then the shortest round trip, then the lowest price.

@@ -1,23 +1,18 @@
 //! The API for people and programs: JSON over HTTPS, errors as problems (RFC 9457), callers by bearer tokens.
-//!
-//! ```text
-//! GET  /v1/health                        POST /v1/host-tokens            {site, host?, expires_seconds?}
-//! GET  /v1/hosts                         POST /v1/hosts/NAME/revoke
-//! GET  /v1/vms                           POST /v1/migrations             {vm, to, from?, options?}
-//! GET  /v1/migrations?before=&limit=     POST /v1/migrations/ID/wish     {wish, other_side_is_off?}
-//! GET  /v1/migrations/ID                 POST /v1/tokens                 {name, role, expires_seconds?}
-//! GET  /v1/tokens                        POST /v1/tokens/ID/revoke
-//! GET  /v1/plans?before=&limit=          POST /v1/plans                  {vms|drain, to?, options?, start?, …}
-//! GET  /v1/plans/ID                      POST /v1/plans/ID/start, /v1/plans/ID/cancel
-//! GET  /v1/reports/accuracy              GET  /v1/reports/cost?by=&as=
-//!                                        POST /v1/hosts/NAME/cordon      {cordoned}
-//! GET  /v1/audit?after=&limit=           GET  /v1/audit/check
-//! ```
+//! Its description is `/v1/openapi.json`, made from the handlers; for people, `/v1/docs`. What every request passes is in
+//! [`gate`]: who asks, how much, whether it was asked before (`Idempotency-Key`), and what of the answer is known (`ETag`).
 
 mod audit;
 mod caller;
+mod document;
+mod etag;
+pub(crate) mod gate;
 mod hosts;
+pub(crate) mod jwt;
+pub(crate) mod limit;
 mod migrations;
+mod once;
+mod page;
 mod plans;
 pub(crate) mod problem;
 mod reports;
@@ -27,46 +22,73 @@ mod traces;
 use std::sync::Arc;
 
 use axum::extract::DefaultBodyLimit;
-use axum::routing::{get, post};
+use axum::middleware::from_fn_with_state;
 use axum::{Json, Router};
-use serde_json::json;
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::fleet::Fleet;
 use crate::metrics;
+use gate::Gate;
 use problem::Problem;
 
 /// Largest request body, bytes: options of a migration, many times over.
 const MOST_BODY: usize = 64 << 10;
 
-pub(crate) fn router(fleet: Arc<Fleet>) -> Router {
-    Router::new()
-        .route("/v1/health", get(health))
-        .route("/v1/hosts", get(hosts::list))
-        .route("/v1/hosts/{name}/revoke", post(hosts::revoke))
-        .route("/v1/host-tokens", post(hosts::invite))
-        .route("/v1/vms", get(hosts::vms))
-        .route("/v1/migrations", get(migrations::list).post(migrations::begin))
-        .route("/v1/migrations/{id}", get(migrations::show))
-        .route("/v1/migrations/{id}/wish", post(migrations::wish))
-        .route("/v1/plans", get(plans::list).post(plans::make))
-        .route("/v1/plans/{id}", get(plans::show))
-        .route("/v1/plans/{id}/start", post(plans::start))
-        .route("/v1/plans/{id}/cancel", post(plans::cancel))
-        .route("/v1/hosts/{name}/cordon", post(plans::cordon))
-        .route("/v1/reports/accuracy", get(reports::accuracy_of))
-        .route("/v1/reports/cost", get(reports::cost))
-        .route("/v1/tokens", get(tokens::list).post(tokens::make))
-        .route("/v1/tokens/{id}/revoke", post(tokens::revoke))
-        .route("/v1/audit", get(audit::list))
-        .route("/v1/audit/check", get(audit::check))
-        .fallback(async || Problem::not_found("there is nothing at this path"))
+/// All routes, each with its description.
+fn routes() -> OpenApiRouter<Arc<Fleet>> {
+    OpenApiRouter::with_openapi(document::head())
+        .routes(routes!(health))
+        .routes(routes!(hosts::list))
+        .routes(routes!(hosts::show))
+        .routes(routes!(hosts::revoke))
+        .routes(routes!(hosts::invite))
+        .routes(routes!(hosts::vms))
+        .routes(routes!(migrations::list, migrations::begin))
+        .routes(routes!(migrations::show))
+        .routes(routes!(migrations::wish))
+        .routes(routes!(plans::list, plans::make))
+        .routes(routes!(plans::show))
+        .routes(routes!(plans::start))
+        .routes(routes!(plans::cancel))
+        .routes(routes!(plans::cordon))
+        .routes(routes!(reports::accuracy_of))
+        .routes(routes!(reports::cost))
+        .routes(routes!(tokens::list, tokens::make))
+        .routes(routes!(tokens::show))
+        .routes(routes!(tokens::revoke))
+        .routes(routes!(audit::list))
+        .routes(routes!(audit::check))
+        .routes(routes!(document::json))
+        .routes(routes!(document::page))
+}
+
+pub(crate) fn router(fleet: Arc<Fleet>, gate: Arc<Gate>) -> Router {
+    let (router, openapi) = routes().split_for_parts();
+    router
+        .layer(document::layer(openapi))
+        .fallback(async || Problem::not_found("there is nothing at this path; /v1/docs lists what there is"))
+        .method_not_allowed_fallback(async || Problem::method_not_allowed())
+        .layer(from_fn_with_state(gate, gate::pass))
         .layer(DefaultBodyLimit::max(MOST_BODY))
         .layer(axum::middleware::from_fn(traces::follow))
         .layer(axum::middleware::from_fn(metrics::count))
         .with_state(fleet)
 }
 
-/// That it runs, and which release. For anybody.
-async fn health() -> Json<serde_json::Value> {
-    Json(json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION") }))
+/// That it runs.
+#[derive(Debug, Serialize, ToSchema)]
+struct Health {
+    /// `ok`.
+    status: &'static str,
+    /// Its release.
+    version: &'static str,
+}
+
+/// Says that it runs, and which release. For anybody.
+#[utoipa::path(get, path = "/v1/health", tag = "service", security(()), responses((status = OK, body = Health)))]
+async fn health() -> Json<Health> {
+    Json(Health { status: "ok", version: env!("CARGO_PKG_VERSION") })
 }

@@ -17,10 +17,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use api::gate::Access;
+pub use api::jwt::{Secret, ShortSecret};
+pub use api::limit::Limits;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
+use api::gate::Gate;
 use control_api::v1::coordinator_server::CoordinatorServer;
 pub use error::ServiceError;
 use fleet::Fleet;
@@ -42,12 +46,15 @@ pub struct Settings {
     pub metrics: Option<SocketAddr>,
     /// DNS names and addresses in its certificate, beside `localhost` and the loopback addresses.
     pub names: Vec<String>,
+    /// Who may ask the API beside holders of tokens, and how much.
+    pub access: Access,
 }
 
 /// A coordinator that listens.
 #[derive(Debug)]
 pub struct Service {
     fleet: Arc<Fleet>,
+    gate: Arc<Gate>,
     agents: TcpListener,
     api: TcpListener,
     metrics: Option<metrics::Endpoint>,
@@ -61,7 +68,7 @@ impl Service {
     /// # Errors
     /// When the folder or an address cannot be used.
     pub async fn open(settings: Settings) -> Result<Self, ServiceError> {
-        let Settings { state, database, agents, api, metrics, mut names } = settings;
+        let Settings { state, database, agents, api, metrics, mut names, access } = settings;
         let database = database.map_or_else(|| Database::Folder(state.clone()), Database::Postgres);
         names.extend(["localhost", "127.0.0.1", "::1"].map(ToOwned::to_owned));
         let metrics = match metrics {
@@ -73,8 +80,9 @@ impl Service {
         let listen = async |what: &str, address: SocketAddr| {
             TcpListener::bind(address).await.map_err(|error| ServiceError::listen(what, address, error))
         };
+        let gate = Gate::new(Arc::clone(&fleet), access)?;
         let (agents, api) = (listen("agents", agents).await?, listen("the API", api).await?);
-        Ok(Self { fleet, agents, api, metrics })
+        Ok(Self { fleet, gate, agents, api, metrics })
     }
 
     /// Where agents dial.
@@ -106,7 +114,7 @@ impl Service {
     /// # Errors
     /// When TLS cannot be set up; [`ServiceError::Replaced`] when another coordinator may lead.
     pub async fn run(self, stop: CancellationToken) -> Result<(), ServiceError> {
-        let Self { fleet, agents, api, metrics } = self;
+        let Self { fleet, gate, agents, api, metrics } = self;
         let (lost, stop) = (fleet.store.lost(), stop.child_token());
         let replaced = tokio::spawn({
             let (lost, stop) = (lost.clone(), stop.clone());
@@ -122,7 +130,7 @@ impl Service {
         let router = Routes::new(server).into_axum_router();
         let agents =
             listen::serve(agents, listen::tls(&fleet.authority, Clients::Hosts)?, router, stop.clone());
-        let router = api::router(Arc::clone(&fleet));
+        let router = api::router(Arc::clone(&fleet), gate);
         let tls = listen::tls(&fleet.authority, Clients::People)?;
         let api = listen::serve(api, tls, router, stop.clone());
         let scrapes = async {

@@ -18,6 +18,7 @@ use tonic::{Code, Status, Streaming};
 
 use super::*;
 
+mod api;
 mod metrics;
 mod plans;
 mod traces;
@@ -42,6 +43,10 @@ impl World {
     }
 
     async fn within(folder: tempfile::TempDir) -> Self {
+        Self::open_to(folder, Access::default()).await
+    }
+
+    async fn open_to(folder: tempfile::TempDir, access: Access) -> Self {
         let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let settings = Settings {
             state: folder.path().to_owned(),
@@ -50,6 +55,7 @@ impl World {
             api: any,
             metrics: Some(any),
             names: Vec::new(),
+            access,
         };
         let service = Service::open(settings).await.unwrap();
         let metrics = service.metrics().unwrap().unwrap();
@@ -66,45 +72,39 @@ impl World {
         Self::within(self.folder).await
     }
 
-    async fn ask_as(&self, token: &str, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
-        self.ask_in("", token, method, path, body).await
-    }
-
-    async fn post_in(&self, context: &str, path: &str, body: Value) -> (u16, Value) {
-        self.ask_in(context, &self.admin, "POST", path, Some(body)).await
-    }
-
-    async fn ask_in(
-        &self,
-        context: &str,
-        token: &str,
-        method: &str,
-        path: &str,
-        body: Option<Value>,
-    ) -> (u16, Value) {
+    /// Sends a request as it is; headers of the answer by their names in lower case.
+    async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Answer {
         let ca = std::fs::read(self.folder.path().join("ca.pem")).unwrap();
-        let url = format!("https://{}{path}", self.api);
-        let (token, method, context) = (token.to_owned(), method.to_owned(), context.to_owned());
+        let mut request =
+            ureq::http::Request::builder().method(method).uri(format!("https://{}{path}", self.api));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(body).unwrap();
         let asked = tokio::task::spawn_blocking(move || {
             let root = ureq::tls::Certificate::from_pem(&ca).unwrap();
             let tls = ureq::tls::TlsConfig::builder()
                 .root_certs(ureq::tls::RootCerts::new_with_certs(&[root]))
                 .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
                 .build();
-            let agent = ureq::Agent::config_builder().tls_config(tls).http_status_as_error(false).build();
-            let agent = ureq::Agent::new_with_config(agent);
-            let request = ureq::http::Request::builder()
-                .method(method.as_str())
-                .uri(url)
-                .header("authorization", format!("Bearer {token}"))
-                .header("traceparent", context)
-                .header("content-type", "application/json");
-            let text = body.map(|body| body.to_string()).unwrap_or_default();
-            let mut response = agent.run(request.body(text).unwrap()).unwrap();
+            let agent = ureq::Agent::config_builder()
+                .tls_config(tls)
+                .http_status_as_error(false)
+                .allow_non_standard_methods(true)
+                .build();
+            let mut response = ureq::Agent::new_with_config(agent).run(request).unwrap();
             let text = response.body_mut().read_to_string().unwrap();
-            (response.status().as_u16(), serde_json::from_str(&text).unwrap_or(Value::String(text)))
+            Answer { status: response.status().as_u16(), headers: response.headers().clone(), text }
         });
         asked.await.unwrap()
+    }
+
+    async fn ask_as(&self, token: &str, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        let bearer = format!("Bearer {token}");
+        let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+        let body = body.map(|body| body.to_string()).unwrap_or_default();
+        let answer = self.send(method, path, &headers, body.into_bytes()).await;
+        (answer.status, answer.json())
     }
 
     async fn get(&self, path: &str) -> Value {
@@ -115,6 +115,17 @@ impl World {
 
     async fn post(&self, path: &str, body: Value) -> (u16, Value) {
         self.ask_as(&self.admin, "POST", path, Some(body)).await
+    }
+
+    async fn post_in(&self, context: &str, path: &str, body: Value) -> (u16, Value) {
+        let bearer = format!("Bearer {}", self.admin);
+        let headers = [
+            ("authorization", bearer.as_str()),
+            ("content-type", "application/json"),
+            ("traceparent", context),
+        ];
+        let answer = self.send("POST", path, &headers, body.to_string().into_bytes()).await;
+        (answer.status, answer.json())
     }
 
     async fn token(&self) -> String {
@@ -156,6 +167,23 @@ impl World {
             }
         });
         looked.await.unwrap_or_else(|_| panic!("{path} never became so"))
+    }
+}
+
+/// What the API answers.
+struct Answer {
+    status: u16,
+    headers: ureq::http::HeaderMap,
+    text: String,
+}
+
+impl Answer {
+    fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map(|value| value.to_str().unwrap()).unwrap_or_default()
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|_| Value::String(self.text.clone()))
     }
 }
 
@@ -258,13 +286,16 @@ async fn a_token_lets_one_host_in_and_no_second() {
     assert_eq!(again.code(), Code::PermissionDenied);
     let mut line = host.line(&world, 0).await.unwrap();
     assert_eq!(line.intent().await.migrations, []);
-    let hosts = world.until("/v1/hosts", |hosts| hosts[0]["connected"].is_string()).await;
-    assert_eq!((&hosts[0]["name"], &hosts[0]["site"]), (&json!("host-a"), &json!("berlin")));
+    let hosts = world.until("/v1/hosts", |hosts| hosts["items"][0]["connected"].is_string()).await;
+    assert_eq!(
+        (&hosts["items"][0]["name"], &hosts["items"][0]["site"]),
+        (&json!("host-a"), &json!("berlin"))
+    );
     drop(line);
-    world.until("/v1/hosts", |hosts| hosts[0]["connected"].is_null()).await;
+    world.until("/v1/hosts", |hosts| hosts["items"][0]["connected"].is_null()).await;
     let log = world.get("/v1/audit").await;
     let deeds: Vec<_> =
-        log.as_array().unwrap().iter().map(|entry| entry["action"].as_str().unwrap()).collect();
+        log["items"].as_array().unwrap().iter().map(|entry| entry["action"].as_str().unwrap()).collect();
     assert_eq!(deeds, ["manage-tokens", "invite-host", "join"]);
     assert_eq!(world.get("/v1/audit/check").await["entries"], 3);
 }
@@ -337,7 +368,7 @@ async fn a_vm_moves_as_its_hosts_say() {
     line_b.intent().await;
     line_a.has(&["web-1", "web-2"]).await;
     line_b.has(&["db-1"]).await;
-    world.until("/v1/vms", |vms| vms.as_array().unwrap().len() == 3).await;
+    world.until("/v1/vms", |vms| vms["items"].as_array().unwrap().len() == 3).await;
     let (status, begun) = world.post("/v1/migrations", json!({ "vm": "web-1", "to": "host-b" })).await;
     assert_eq!((status, &begun["state"]), (202, &json!("queued")), "{begun}");
     let id = begun["id"].as_str().unwrap().to_owned();
@@ -365,9 +396,9 @@ async fn a_vm_moves_as_its_hosts_say() {
     assert_eq!(line_a.intent().await.migrations, []);
     assert_eq!(world.post(&format!("{path}/wish"), json!({ "wish": "cancel" })).await.0, 409);
     let page = world.get("/v1/migrations?limit=1").await;
-    assert_eq!(page["migrations"].as_array().unwrap().len(), 1);
-    let next = page["next"].as_str().unwrap();
-    assert_eq!(world.get(&format!("/v1/migrations?before={next}")).await["migrations"], json!([]));
+    assert_eq!((page["items"].as_array().unwrap().len(), &page["next"]), (1, &Value::Null));
+    let after = format!("{}-{id}", "0");
+    assert_eq!(world.get(&format!("/v1/migrations?after={after}")).await["items"], json!([]));
 }
 
 #[tokio::test]
@@ -378,8 +409,8 @@ async fn wishes_reach_the_source() {
     line_a.intent().await;
     line_a.has(&["web-1"]).await;
     line_b.has(&[]).await;
-    world.until("/v1/hosts", |hosts| hosts[1]["observed"].is_object()).await;
-    world.until("/v1/vms", |vms| vms.as_array().unwrap().len() == 1).await;
+    world.until("/v1/hosts", |hosts| hosts["items"][1]["observed"].is_object()).await;
+    world.until("/v1/vms", |vms| vms["items"].as_array().unwrap().len() == 1).await;
     let id = world.post("/v1/migrations", json!({ "vm": "web-1", "to": "host-b" })).await.1["id"].clone();
     let path = format!("/v1/migrations/{}", id.as_str().unwrap());
     line_a.intent().await;
@@ -410,8 +441,8 @@ async fn a_restart_forgets_nothing_and_an_old_database_goes_beyond_what_hosts_sa
     let (line_a, line_b) = (a.line(&world, 0).await.unwrap(), b.line(&world, 0).await.unwrap());
     line_a.has(&["web-1"]).await;
     line_b.has(&[]).await;
-    world.until("/v1/hosts", |hosts| hosts[1]["observed"].is_object()).await;
-    world.until("/v1/vms", |vms| vms.as_array().unwrap().len() == 1).await;
+    world.until("/v1/hosts", |hosts| hosts["items"][1]["observed"].is_object()).await;
+    world.until("/v1/vms", |vms| vms["items"].as_array().unwrap().len() == 1).await;
     let (status, begun) = world.post("/v1/migrations", json!({ "vm": "web-1", "to": "host-b" })).await;
     assert_eq!(status, 202, "{begun}");
     let world = world.again().await;
@@ -461,7 +492,8 @@ async fn roles_and_hostile_requests() {
     assert_eq!(world.post(&format!("/v1/tokens/{id}/revoke"), json!({})).await.0, 204);
     assert_eq!(world.ask_as(viewer, "GET", "/v1/hosts", None).await.0, 401);
     let refused = world.get("/v1/audit").await;
-    let refused = refused.as_array().unwrap().iter().filter(|entry| entry["outcome"] == "refused").count();
+    let refused =
+        refused["items"].as_array().unwrap().iter().filter(|entry| entry["outcome"] == "refused").count();
     assert_eq!(refused, 4);
     assert_eq!(world.get("/v1/health").await["status"], "ok");
 }

@@ -21,8 +21,11 @@ pub(crate) fn count(number: i64) -> Result<u64, StoreError> {
 }
 
 impl Work<'_> {
-    /// Puts a deed at the end of the log.
+    /// Puts a deed at the end of the log. If a request with a key asked for it, the key is used up by it.
     pub(crate) async fn audit(&mut self, deed: Deed) -> Result<(), StoreError> {
+        if deed.outcome == "done" {
+            self.settle().await?;
+        }
         let last = sqlx::query("SELECT number, hash FROM audit ORDER BY number DESC LIMIT 1");
         let last = last.fetch_optional(&mut *self.transaction).await?;
         let (number, previous) = match last {

@@ -10,6 +10,19 @@ use crate::audit::moment;
 use crate::tokens::named;
 use crate::{JoinGrant, Store, StoreError, StoreErrorKind, Work};
 
+/// Which hosts to give, by name.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct HostPage {
+    /// Only those whose names come after this one; with `including`, that one, too.
+    pub after: Option<Name>,
+    /// See `after`.
+    pub including: bool,
+    /// Only those of this site.
+    pub site: Option<Name>,
+    /// At most so many.
+    pub most: u32,
+}
+
 /// A certificate that is about to be signed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Certificate {
@@ -187,6 +200,23 @@ impl Store {
     pub async fn hosts(&self) -> Result<Vec<Host>, StoreError> {
         let rows = sqlx::query("SELECT * FROM hosts ORDER BY name").fetch_all(&self.readers).await?;
         rows.iter().map(host).collect()
+    }
+
+    /// A page of hosts by name.
+    ///
+    /// # Errors
+    /// When the database cannot be used.
+    pub async fn hosts_of(&self, page: &HostPage) -> Result<Vec<Host>, StoreError> {
+        // A name begins with a letter or a digit: all come after nothing.
+        let after = page.after.as_ref().map_or("", Name::as_str);
+        let text = "SELECT * FROM hosts WHERE (name > $1 OR (name = $1 AND $2 = 1)) AND (site = $3 OR $3 = '') \
+                    ORDER BY name LIMIT $4";
+        let rows = sqlx::query(text)
+            .bind(after)
+            .bind(i64::from(page.including))
+            .bind(page.site.as_ref().map_or("", Name::as_str))
+            .bind(i64::from(page.most));
+        rows.fetch_all(&self.readers).await?.iter().map(host).collect()
     }
 
     /// One host.

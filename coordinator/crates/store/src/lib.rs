@@ -6,6 +6,7 @@
 //! newer leader has begun.
 
 mod audit;
+mod claims;
 mod counts;
 mod database;
 mod error;
@@ -22,11 +23,12 @@ use sqlx::{Any, AnyPool, Row, Transaction};
 use tokio::sync::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
+pub use claims::{Answer, Claim, Claimed, answers, within};
 pub use counts::Counts;
 pub use database::Database;
 use database::{Hold, Opened};
 pub use error::{StoreError, StoreErrorKind};
-pub use hosts::{Certificate, RevokedCertificate};
+pub use hosts::{Certificate, HostPage, RevokedCertificate};
 pub use migrations::Page;
 pub use tokens::{ApiToken, JoinGrant};
 

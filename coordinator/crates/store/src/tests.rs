@@ -331,3 +331,61 @@ async fn an_audit_log_that_was_changed_is_found_out() {
     let error = store.verify_audit().await.unwrap_err();
     assert!(error.kind() == StoreErrorKind::Corrupt && error.to_string().contains("entry 3"), "{error}");
 }
+
+fn claim(run: &str, digest: &str, seconds: i64) -> Claim {
+    let (caller, key) = ("token:1".to_owned(), "k".to_owned());
+    Claim { caller, key, digest: digest.to_owned(), run: run.to_owned(), at: at(seconds) }
+}
+
+#[tokio::test]
+async fn a_claim_is_done_with_its_deed_or_not_at_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).await.unwrap();
+    let first = claim("run-1", "d", 0);
+    assert_eq!(store.claim(&first, at(-100)).await.unwrap(), Claimed::New);
+    assert_eq!(store.claim(&first, at(-100)).await.unwrap(), Claimed::Running);
+    assert_eq!(store.claim(&claim("run-1", "other", 0), at(-100)).await.unwrap(), Claimed::Other);
+    // That run is killed before the deed: the next takes it over, and what is left of the first does nothing any more.
+    let second = claim("run-2", "d", 1);
+    assert_eq!(store.claim(&second, at(-100)).await.unwrap(), Claimed::New);
+    let answer = Answer { status: 202, body: "{}".to_owned() };
+    let add = |claim: &Claim, number: u32| {
+        let (store, claim, answer) = (&store, claim.clone(), answer.clone());
+        async move {
+            within(claim, async {
+                answers(answer);
+                store.add_migration(&migration(number, "web-1"), deed(2, "migrate", "web-1")).await
+            })
+            .await
+        }
+    };
+    assert_eq!(add(&first, 1).await.unwrap_err().kind(), StoreErrorKind::Conflict);
+    assert!(store.migrations(&Page { before: None, most: 9 }).await.unwrap().is_empty());
+    // A refusal is no deed.
+    let mut refused = deed(2, "migrate", "web-1");
+    "refused".clone_into(&mut refused.outcome);
+    within(second.clone(), store.note(refused)).await.unwrap();
+    assert_eq!(store.claim(&second, at(-100)).await.unwrap(), Claimed::Running);
+    add(&second, 2).await.unwrap();
+    // Killed before it could be given back, or not: it is done.
+    store.release(&second).await.unwrap();
+    drop(store);
+    let store = Store::open(folder.path()).await.unwrap();
+    assert_eq!(store.claim(&claim("run-3", "d", 3), at(-100)).await.unwrap(), Claimed::Done(Some(answer)));
+    assert_eq!(store.claim(&claim("run-3", "x", 3), at(-100)).await.unwrap(), Claimed::Other);
+    // After its time it is forgotten.
+    assert_eq!(store.claim(&claim("run-3", "x", 90), at(50)).await.unwrap(), Claimed::New);
+    store.release(&claim("run-3", "x", 90)).await.unwrap();
+    assert_eq!(store.claim(&claim("run-3", "y", 91), at(50)).await.unwrap(), Claimed::New);
+}
+
+#[tokio::test]
+async fn a_claim_without_an_answer_is_done_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).await.unwrap();
+    let one = claim("run-1", "d", 0);
+    assert_eq!(store.claim(&one, at(-100)).await.unwrap(), Claimed::New);
+    let grant = JoinGrant { site: name("berlin"), host: None, expires: at(100) };
+    within(one.clone(), store.invite("00", &grant, deed(0, "invite-host", "berlin"))).await.unwrap();
+    assert_eq!(store.claim(&one, at(-100)).await.unwrap(), Claimed::Done(None));
+}

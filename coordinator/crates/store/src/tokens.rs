@@ -116,6 +116,35 @@ impl Store {
         rows.iter().map(api_token).collect()
     }
 
+    /// A page of tokens, oldest first: those after the one that was made then (milliseconds) and has this id.
+    ///
+    /// # Errors
+    /// When the database cannot be used.
+    pub async fn api_tokens_after(
+        &self,
+        after: Option<(i64, String)>,
+        most: u32,
+    ) -> Result<Vec<ApiToken>, StoreError> {
+        let (made, id) = after.unwrap_or((i64::MIN, String::new()));
+        let text =
+            "SELECT * FROM api_tokens WHERE made > $1 OR (made = $1 AND id > $2) ORDER BY made, id LIMIT $3";
+        let rows = sqlx::query(text).bind(made).bind(id).bind(i64::from(most));
+        rows.fetch_all(&self.readers).await?.iter().map(api_token).collect()
+    }
+
+    /// A token by its id, good or not.
+    ///
+    /// # Errors
+    /// [`StoreErrorKind::NotFound`].
+    pub async fn api_token_named(&self, id: &str) -> Result<ApiToken, StoreError> {
+        let row = sqlx::query("SELECT * FROM api_tokens WHERE id = $1").bind(id);
+        let row = row.fetch_optional(&self.readers).await?;
+        row.as_ref().map_or_else(
+            || Err(StoreError::new(StoreErrorKind::NotFound, "there is no such token")),
+            api_token,
+        )
+    }
+
     /// Makes a token no good. One that is none already stays so.
     ///
     /// # Errors

@@ -1,26 +1,28 @@
 //! Who asks, and whether they may.
 
-use std::sync::Arc;
-
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use model::access::{Action, Role};
 use model::audit::Deed;
 use sha2::{Digest, Sha256};
 
+use super::jwt::{Bearer, Verifier};
 use super::problem::Problem;
+use crate::error::ServiceError;
 use crate::fleet::{Fleet, now};
 
 /// Prefix of API tokens: whoever finds one knows what it is.
 pub(crate) const PREFIX: &str = "nfa1_";
 /// Longest token that is looked at.
 const MOST: usize = 128;
+/// Longest JWT that is looked at.
+const MOST_JWT: usize = 4096;
 
 /// Whoever asks.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Caller {
-    /// `token:ID`.
+    /// `token:ID` or `jwt:SUBJECT`.
     actor: String,
     role: Role,
 }
@@ -62,25 +64,52 @@ impl Caller {
     }
 }
 
-impl FromRequestParts<Arc<Fleet>> for Caller {
-    type Rejection = Problem;
+/// Whoever asks, as the gate found: put into the request.
+#[derive(Clone, Debug)]
+pub(super) struct Known(pub(super) Result<Caller, Problem>);
 
-    async fn from_request_parts(parts: &mut Parts, fleet: &Arc<Fleet>) -> Result<Self, Problem> {
+impl Caller {
+    /// Whoever shows what is in these headers.
+    pub(super) async fn of(
+        headers: &HeaderMap,
+        fleet: &Fleet,
+        verifier: Option<&Verifier>,
+    ) -> Result<Self, Problem> {
         let denied = || {
             let why = "send a good API token as `Authorization: Bearer nfa1_…`";
             Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", why)
         };
-        let value = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let (scheme, token) = value.and_then(|value| value.split_once(' ')).ok_or_else(denied)?;
         let token = token.trim();
-        if !scheme.eq_ignore_ascii_case("bearer") || token.len() > MOST || !token.starts_with(PREFIX) {
+        if !scheme.eq_ignore_ascii_case("bearer") {
             return Err(denied());
         }
-        let token =
-            fleet.store.api_token(&digest(token), now()).await.map_err(|error| match error.kind() {
+        if token.starts_with(PREFIX) && token.len() <= MOST {
+            let found = fleet.store.api_token(&digest(token), now()).await;
+            let token = found.map_err(|error| match error.kind() {
                 store::StoreErrorKind::Denied => denied(),
                 _ => error.into(),
             })?;
-        Ok(Self { actor: format!("token:{}", token.id), role: token.role })
+            return Ok(Self { actor: format!("token:{}", token.id), role: token.role });
+        }
+        let bearer = verifier.filter(|_| token.len() <= MOST_JWT).and_then(|verifier| verifier.bearer(token));
+        let Bearer { subject, role } = bearer.ok_or_else(denied)?;
+        let role = role.ok_or_else(|| {
+            let why = "the token names no role that is known here; they are admin, operator and viewer";
+            Problem::new(StatusCode::FORBIDDEN, "forbidden", why)
+        })?;
+        Ok(Self { actor: format!("jwt:{subject}"), role })
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        match parts.extensions.get::<Known>() {
+            Some(Known(found)) => found.clone(),
+            None => Err(ServiceError::internal("a request went past the gate").into()),
+        }
     }
 }

@@ -1,27 +1,37 @@
 //! Hosts and their VMs.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
 use control_api::{JoinToken, fingerprint};
 use model::access::Action;
 use model::host::{Host, Vm};
+use model::name::InvalidName;
 use model::{Name, Timestamp};
 use serde::{Deserialize, Serialize};
-use store::JoinGrant;
+use store::{HostPage, JoinGrant};
+use utoipa::ToSchema;
 
 use super::caller::Caller;
-use super::problem::{Body, Problem};
+use super::page::{Page, most, no_cursor};
+use super::problem::{Asked, Body, Problem, Segment};
 use super::tokens::{random, until};
+use super::{etag, once};
 use crate::fleet::Fleet;
 
 /// How long a join token is good unless asked otherwise.
 const JOIN_SECONDS: u64 = 3600;
 
+/// Hosts that are read at a time, when a filter may leave some out.
+const BATCH: u32 = 200;
+
 /// A host as it is listed.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ListedHost)]
 pub(super) struct Listed {
     #[serde(flatten)]
     host: Host,
@@ -30,58 +40,197 @@ pub(super) struct Listed {
 }
 
 /// A VM as it is listed.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ListedVm {
+    /// Where it is.
     host: Name,
     #[serde(flatten)]
     vm: Vm,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Invitation {
+    /// The host's site.
     site: Name,
+    /// The only host that may use it.
     host: Option<Name>,
+    /// How long it is good; an hour if not given.
+    #[schema(minimum = 1, maximum = 315_360_000)]
     expires_seconds: Option<u64>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Invited {
+    /// Shown this once.
     token: String,
     site: Name,
     host: Option<Name>,
     expires: Timestamp,
 }
 
-pub(super) async fn list(
-    State(fleet): State<Arc<Fleet>>,
-    caller: Caller,
-) -> Result<Json<Vec<Listed>>, Problem> {
-    caller.may(&fleet, Action::Look, "").await?;
-    let connections = fleet.connections();
-    let hosts = fleet.store.hosts().await?.into_iter().map(|mut host| {
+/// How a host stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Stands {
+    /// It has a line.
+    Connected,
+    /// It has none.
+    Away,
+    /// Its certificates are no good.
+    Revoked,
+}
+
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct WhichHosts {
+    /// What an earlier page gave as `next`.
+    after: Option<String>,
+    /// At most so many: 1 to 1000.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<u32>,
+    /// Only those of this site.
+    #[param(value_type = Option<String>)]
+    site: Option<Name>,
+    /// Only those that stand so.
+    #[param(inline)]
+    state: Option<Stands>,
+    /// Only those whose names contain this.
+    name: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct WhichVms {
+    /// What an earlier page gave as `next`.
+    after: Option<String>,
+    /// At most so many: 1 to 1000.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<u32>,
+    /// Only those of this site.
+    #[param(value_type = Option<String>)]
+    site: Option<Name>,
+    /// Only those of this host.
+    #[param(value_type = Option<String>)]
+    host: Option<Name>,
+    /// Only those in this state, such as `running`.
+    state: Option<String>,
+    /// Only those whose names contain this.
+    name: Option<String>,
+}
+
+impl Listed {
+    fn stands(&self) -> Stands {
+        match (&self.host.revoked, &self.connected) {
+            (Some(_), _) => Stands::Revoked,
+            (None, Some(_)) => Stands::Connected,
+            (None, None) => Stands::Away,
+        }
+    }
+
+    fn of(mut host: Host, connections: &BTreeMap<Name, (Timestamp, Timestamp)>) -> Self {
         let connected = connections.get(&host.name).map(|(since, seen)| {
             host.seen = Some(*seen);
             *since
         });
-        Listed { host, connected }
-    });
-    Ok(Json(hosts.collect()))
+        Self { host, connected }
+    }
 }
 
+/// Lists hosts by name.
+#[utoipa::path(get, path = "/v1/hosts", tag = "hosts", params(WhichHosts), responses((status = OK, body = Page<Listed>)))]
+pub(super) async fn list(
+    State(fleet): State<Arc<Fleet>>,
+    caller: Caller,
+    Asked(WhichHosts { after, limit, site, state, name }): Asked<WhichHosts>,
+) -> Result<Json<Page<Listed>>, Problem> {
+    caller.may(&fleet, Action::Look, "").await?;
+    let most = most(limit)?;
+    let after = after.map(|text| text.parse().ok().ok_or_else(no_cursor)).transpose()?;
+    let connections = fleet.connections();
+    let mut page = HostPage { after, including: false, site, most: BATCH.max(most + 1) };
+    let mut found = Vec::new();
+    loop {
+        let hosts = fleet.store.hosts_of(&page).await?;
+        let last = hosts.len() < usize::try_from(page.most).unwrap_or(usize::MAX);
+        page.after = hosts.last().map(|host| host.name.clone());
+        let hosts = hosts.into_iter().map(|host| Listed::of(host, &connections));
+        found.extend(hosts.filter(|listed| {
+            state.is_none_or(|state| listed.stands() == state)
+                && name.as_ref().is_none_or(|part| listed.host.name.as_str().contains(part))
+        }));
+        if last || found.len() > usize::try_from(most).unwrap_or(usize::MAX) {
+            break;
+        }
+    }
+    Ok(Json(Page::of(found, most, |last| last.host.name.to_string())))
+}
+
+/// Shows one host.
+#[utoipa::path(get, path = "/v1/hosts/{name}", tag = "hosts", params(("name" = String, Path)), responses((status = OK, body = Listed)))]
+pub(super) async fn show(
+    State(fleet): State<Arc<Fleet>>,
+    caller: Caller,
+    Segment(name): Segment<String>,
+) -> Result<Json<Listed>, Problem> {
+    caller.may(&fleet, Action::Look, &name).await?;
+    let host = fleet.store.host(&named(&name)?).await?;
+    Ok(Json(Listed::of(host, &fleet.connections())))
+}
+
+fn named(name: &str) -> Result<Name, Problem> {
+    name.parse().map_err(|error: InvalidName| Problem::invalid(error.to_string()))
+}
+
+/// Lists the virtual machines of all hosts, by host and id.
+#[utoipa::path(get, path = "/v1/vms", tag = "vms", params(WhichVms), responses((status = OK, body = Page<ListedVm>)))]
 pub(super) async fn vms(
     State(fleet): State<Arc<Fleet>>,
     caller: Caller,
-) -> Result<Json<Vec<ListedVm>>, Problem> {
+    Asked(WhichVms { after, limit, site, host, state, name }): Asked<WhichVms>,
+) -> Result<Json<Page<ListedVm>>, Problem> {
     caller.may(&fleet, Action::Look, "").await?;
-    let vms = fleet.store.hosts().await?.into_iter().flat_map(|host| {
-        let name = host.name;
-        let vms = host.observed.unwrap_or_default().vms.into_iter();
-        vms.map(move |vm| ListedVm { host: name.clone(), vm })
-    });
-    Ok(Json(vms.collect()))
+    let most = most(limit)?;
+    let enough = usize::try_from(most).unwrap_or(usize::MAX);
+    // HOST/ID: no host's name has a slash.
+    let position = after.as_deref().map(|text| text.split_once('/').ok_or_else(no_cursor)).transpose()?;
+    let position = position
+        .map(|(host, id)| host.parse::<Name>().ok().map(|host| (host, id.to_owned())).ok_or_else(no_cursor));
+    let position = position.transpose()?;
+    let after = position.as_ref().map(|(host, _)| host.clone());
+    let mut page = HostPage { after, including: true, site, most: BATCH };
+    let mut found = Vec::new();
+    if let Some(host) = &host {
+        (page.after, page.most) = (Some(position.as_ref().map_or(host, |(at, _)| at.max(host)).clone()), 1);
+    }
+    loop {
+        let hosts = fleet.store.hosts_of(&page).await?;
+        let last = host.is_some() || hosts.len() < usize::try_from(page.most).unwrap_or(usize::MAX);
+        (page.after, page.including) = (hosts.last().map(|host| host.name.clone()), false);
+        for one in hosts.into_iter().filter(|one| host.as_ref().is_none_or(|host| one.name == *host)) {
+            let mut vms = one.observed.unwrap_or_default().vms;
+            vms.sort_by(|a, b| a.id.cmp(&b.id));
+            let seen = |vm: &Vm| position.as_ref().is_some_and(|(at, id)| *at == one.name && vm.id <= *id);
+            let fits = |vm: &Vm| {
+                !seen(vm)
+                    && state.as_ref().is_none_or(|state| vm.state == *state)
+                    && name.as_ref().is_none_or(|part| vm.name.contains(part))
+            };
+            found.extend(vms.into_iter().filter(fits).map(|vm| ListedVm { host: one.name.clone(), vm }));
+        }
+        if last || found.len() > enough {
+            break;
+        }
+    }
+    Ok(Json(Page::of(found, most, |last| format!("{}/{}", last.host, last.vm.id))))
 }
 
+/// Makes a one-time token by which a host joins.
+///
+/// The same Idempotency-Key again is answered with 409: the secret is not kept.
+#[utoipa::path(post, path = "/v1/host-tokens", tag = "hosts", request_body = Invitation, responses((status = CREATED, body = Invited)))]
 pub(super) async fn invite(
     State(fleet): State<Arc<Fleet>>,
     caller: Caller,
@@ -99,15 +248,25 @@ pub(super) async fn invite(
     Ok((StatusCode::CREATED, Json(Invited { token: token.to_string(), site, host, expires })))
 }
 
+/// Revokes a host's certificates: it loses its line, and no other host lets it in.
+#[utoipa::path(
+    post, path = "/v1/hosts/{name}/revoke", tag = "hosts",
+    params(("name" = String, Path), ("If-Match" = Option<String>, Header, description = "The ETag of GET /v1/hosts/{name}.")),
+    responses((status = NO_CONTENT))
+)]
 pub(super) async fn revoke(
     State(fleet): State<Arc<Fleet>>,
     caller: Caller,
-    Path(name): Path<String>,
-) -> Result<StatusCode, Problem> {
+    Segment(name): Segment<String>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
     caller.may(&fleet, Action::RevokeHost, &name).await?;
-    let host: Name =
-        name.parse().map_err(|error: model::name::InvalidName| Problem::invalid(error.to_string()))?;
+    let host = named(&name)?;
+    if etag::differs(&headers, &Listed::of(fleet.store.host(&host).await?, &fleet.connections()))? {
+        return Err(etag::stale());
+    }
     let deed = caller.does(Action::RevokeHost, &name, String::new());
+    let done = once::done();
     fleet.revoke(&host, deed).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(done)
 }

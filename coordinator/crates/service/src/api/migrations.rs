@@ -3,27 +3,27 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
 use model::Name;
 use model::access::Action;
 use model::link::Price;
 use model::migration::{Migration, Options, State as Stands, Wish};
-use serde::{Deserialize, Serialize};
-use store::Page;
+use serde::Deserialize;
+use utoipa::ToSchema;
 
 use super::caller::Caller;
-use super::problem::{Body, Problem};
+use super::page::{Page, most, position};
+use super::problem::{Asked, Body, Problem, Segment};
 use super::tokens::random;
 use super::traces::Traced;
+use super::{etag, once};
 use crate::find;
 use crate::fleet::{Fleet, now};
 
-/// Migrations on a page, unless asked otherwise, and at most.
-const PAGE: u32 = 50;
-const MOST_PAGE: u32 = 500;
-
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = MigrationWanted)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Wanted {
     /// The VM's id or name.
@@ -36,7 +36,7 @@ pub(super) struct Wanted {
     options: Options,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Wished {
     wish: Wish,
@@ -45,27 +45,27 @@ pub(super) struct Wished {
     other_side_is_off: bool,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Which {
-    /// As an earlier page gave it.
-    before: Option<String>,
-    limit: Option<u32>,
+    /// What an earlier page gave as `next`.
+    pub(super) after: Option<String>,
+    /// At most so many: 1 to 1000.
+    #[param(minimum = 1, maximum = 1000)]
+    pub(super) limit: Option<u32>,
 }
 
-#[derive(Debug, Serialize)]
-pub(super) struct Pages {
-    migrations: Vec<Migration>,
-    /// For the next page; none on the last.
-    next: Option<String>,
-}
-
+/// Moves a VM to another host.
+///
+/// The hosts carry it out: look at the migration to see how it goes.
+#[utoipa::path(post, path = "/v1/migrations", tag = "migrations", request_body = Wanted, responses((status = ACCEPTED, body = Migration)))]
 pub(super) async fn begin(
     State(fleet): State<Arc<Fleet>>,
     caller: Caller,
     traced: Traced,
     Body(mut wanted): Body<Wanted>,
-) -> Result<(StatusCode, Json<Migration>), Problem> {
+) -> Result<Response, Problem> {
     traced.mark(&mut wanted.options);
     caller.may(&fleet, Action::Migrate, &wanted.vm).await?;
     let hosts = fleet.store.hosts().await?;
@@ -105,55 +105,50 @@ pub(super) async fn begin(
     };
     let what = format!("{} from {} to {}", migration.id, migration.source, migration.destination);
     let deed = caller.does(Action::Migrate, vm, what);
+    let begun = once::answer(StatusCode::ACCEPTED, &migration)?;
     fleet.store.add_migration(&migration, deed).await?;
     fleet.tell();
-    Ok((StatusCode::ACCEPTED, Json(migration)))
+    Ok(begun)
 }
 
+/// Lists migrations, newest first.
+#[utoipa::path(get, path = "/v1/migrations", tag = "migrations", params(Which), responses((status = OK, body = Page<Migration>)))]
 pub(super) async fn list(
     State(fleet): State<Arc<Fleet>>,
     caller: Caller,
-    which: Result<Query<Which>, axum::extract::rejection::QueryRejection>,
-) -> Result<Json<Pages>, Problem> {
+    Asked(Which { after, limit }): Asked<Which>,
+) -> Result<Json<Page<Migration>>, Problem> {
     caller.may(&fleet, Action::Look, "").await?;
-    let Query(which) = which?;
-    let page = page_of(which)?;
-    let migrations = fleet.store.migrations(&page).await?;
-    let full = migrations.len() == usize::try_from(page.most).unwrap_or(usize::MAX);
-    let next = migrations.last().filter(|_| full);
-    let next = next.map(|last| format!("{}-{}", last.created.as_millisecond(), last.id));
-    Ok(Json(Pages { migrations, next }))
+    let (most, before) = (most(limit)?, after.as_deref().map(position).transpose()?);
+    let migrations = fleet.store.migrations(&store::Page { before, most: most + 1 }).await?;
+    let cursor = |last: &Migration| format!("{}-{}", last.created.as_millisecond(), last.id);
+    Ok(Json(Page::of(migrations, most, cursor)))
 }
 
-/// The page that is meant.
-pub(super) fn page_of(Which { before, limit }: Which) -> Result<Page, Problem> {
-    let most = limit.unwrap_or(PAGE);
-    if !(1..=MOST_PAGE).contains(&most) {
-        return Err(Problem::invalid(format!("limit must be 1 to {MOST_PAGE}")));
-    }
-    Ok(Page { before: before.map(|text| position(&text)).transpose()?, most })
-}
-
-fn position(text: &str) -> Result<(i64, String), Problem> {
-    let parsed = text.split_once('-').and_then(|(time, id)| Some((time.parse().ok()?, id.to_owned())));
-    parsed.ok_or_else(|| Problem::invalid("`before` is what an earlier page gave as `next`"))
-}
-
+/// Shows all that is known of a migration.
+#[utoipa::path(get, path = "/v1/migrations/{id}", tag = "migrations", params(("id" = String, Path)), responses((status = OK, body = Migration)))]
 pub(super) async fn show(
     State(fleet): State<Arc<Fleet>>,
     caller: Caller,
-    Path(id): Path<String>,
+    Segment(id): Segment<String>,
 ) -> Result<Json<Migration>, Problem> {
     caller.may(&fleet, Action::Look, &id).await?;
     Ok(Json(fleet.store.migration(&id).await?))
 }
 
+/// Says what is to become of a migration.
+#[utoipa::path(
+    post, path = "/v1/migrations/{id}/wish", tag = "migrations",
+    params(("id" = String, Path), ("If-Match" = Option<String>, Header, description = "The ETag of GET /v1/migrations/{id}.")),
+    request_body = Wished, responses((status = OK, body = Migration))
+)]
 pub(super) async fn wish(
     State(fleet): State<Arc<Fleet>>,
     caller: Caller,
-    Path(id): Path<String>,
+    Segment(id): Segment<String>,
+    headers: HeaderMap,
     Body(Wished { wish, other_side_is_off }): Body<Wished>,
-) -> Result<Json<Migration>, Problem> {
+) -> Result<Response, Problem> {
     let ends_doubt = matches!(wish, Wish::KeepSource | Wish::KeepDestination);
     let action = if ends_doubt { Action::Resolve } else { Action::Migrate };
     caller.may(&fleet, action, &id).await?;
@@ -163,8 +158,33 @@ pub(super) async fn wish(
         ));
     }
     let deed = caller.does(action, &id, format!("{wish:?}"));
-    let change = |migration: &mut Migration| migration.wish(wish).map_err(|error| error.to_string());
-    let migration = fleet.store.change_migration(&id, deed, change).await?;
+    // Both are found out in the transaction.
+    let (mut refused, mut answer) = (None, None);
+    let change = |migration: &mut Migration| {
+        let told = match etag::differs(&headers, migration) {
+            Ok(false) => {
+                migration.wish(wish).map_err(|error| error.to_string())?;
+                once::answer(StatusCode::OK, migration)
+            }
+            Ok(true) => Err(etag::stale()),
+            Err(problem) => Err(problem),
+        };
+        match told {
+            Ok(response) => {
+                answer = Some(response);
+                Ok(())
+            }
+            Err(problem) => {
+                refused = Some(problem);
+                Err("refused".to_owned())
+            }
+        }
+    };
+    let changed = fleet.store.change_migration(&id, deed, change).await;
+    if let Some(problem) = refused {
+        return Err(problem);
+    }
+    let migration = changed?;
     fleet.tell();
-    Ok(Json(migration))
+    Ok(answer.unwrap_or_else(|| Json(migration).into_response()))
 }

@@ -3,41 +3,39 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::Response;
 use model::Name;
 use model::access::Action;
 use model::plan::{Plan, State as Stands, Wanted};
-use serde::{Deserialize, Serialize};
-use store::Page;
+use serde::Deserialize;
+use utoipa::ToSchema;
 
 use super::caller::Caller;
-use super::migrations::{Which, page_of};
-use super::problem::{Body, Problem};
+use super::migrations::Which;
+use super::once;
+use super::page::{Page, most, position};
+use super::problem::{Asked, Body, Problem, Segment};
 use super::traces::Traced;
 use crate::fleet::{Fleet, now};
 use crate::plans::draft;
 
-#[derive(Debug, Serialize)]
-pub(super) struct Pages {
-    plans: Vec<Plan>,
-    /// For the next page; none on the last.
-    next: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Cordon {
     /// It is to take no VMs; or it is to take them again.
     cordoned: bool,
 }
 
+/// Makes a plan, and begins it if that is asked for.
+#[utoipa::path(post, path = "/v1/plans", tag = "plans", request_body = Wanted, responses((status = CREATED, body = Plan)))]
 pub(super) async fn make(
     State(fleet): State<Arc<Fleet>>,
     caller: Caller,
     traced: Traced,
     Body(mut wanted): Body<Wanted>,
-) -> Result<(StatusCode, Json<Plan>), Problem> {
+) -> Result<Response, Problem> {
     traced.mark(&mut wanted.options);
     let subject =
         wanted.vms.first().map_or_else(|| wanted.drain.as_ref().map_or("", Name::as_str), String::as_str);
@@ -61,39 +59,43 @@ pub(super) async fn make(
         &subject,
         format!("plan {} of {} VMs, {}", plan.id, plan.steps.len(), plan.state.as_str()),
     );
+    let made = once::answer(StatusCode::CREATED, &plan)?;
     fleet.store.add_plan(&plan, deed).await?;
     fleet.tell();
-    Ok((StatusCode::CREATED, Json(plan)))
+    Ok(made)
 }
 
+/// Lists plans, newest first.
+#[utoipa::path(get, path = "/v1/plans", tag = "plans", params(Which), responses((status = OK, body = Page<Plan>)))]
 pub(super) async fn list(
     State(fleet): State<Arc<Fleet>>,
     caller: Caller,
-    which: Result<Query<Which>, axum::extract::rejection::QueryRejection>,
-) -> Result<Json<Pages>, Problem> {
+    Asked(Which { after, limit }): Asked<Which>,
+) -> Result<Json<Page<Plan>>, Problem> {
     caller.may(&fleet, Action::Look, "").await?;
-    let Query(which) = which?;
-    let page: Page = page_of(which)?;
-    let plans = fleet.store.plans(&page).await?;
-    let full = plans.len() == usize::try_from(page.most).unwrap_or(usize::MAX);
-    let next = plans.last().filter(|_| full);
-    let next = next.map(|last| format!("{}-{}", last.created.as_millisecond(), last.id));
-    Ok(Json(Pages { plans, next }))
+    let (most, before) = (most(limit)?, after.as_deref().map(position).transpose()?);
+    let plans = fleet.store.plans(&store::Page { before, most: most + 1 }).await?;
+    let cursor = |last: &Plan| format!("{}-{}", last.created.as_millisecond(), last.id);
+    Ok(Json(Page::of(plans, most, cursor)))
 }
 
+/// Shows a plan.
+#[utoipa::path(get, path = "/v1/plans/{id}", tag = "plans", params(("id" = String, Path)), responses((status = OK, body = Plan)))]
 pub(super) async fn show(
     State(fleet): State<Arc<Fleet>>,
     caller: Caller,
-    Path(id): Path<String>,
+    Segment(id): Segment<String>,
 ) -> Result<Json<Plan>, Problem> {
     caller.may(&fleet, Action::Look, &id).await?;
     Ok(Json(fleet.store.plan(&id).await?))
 }
 
+/// Begins a draft.
+#[utoipa::path(post, path = "/v1/plans/{id}/start", tag = "plans", params(("id" = String, Path)), responses((status = OK, body = Plan)))]
 pub(super) async fn start(
     State(fleet): State<Arc<Fleet>>,
     caller: Caller,
-    Path(id): Path<String>,
+    Segment(id): Segment<String>,
 ) -> Result<Json<Plan>, Problem> {
     caller.may(&fleet, Action::Migrate, &id).await?;
     let deed = caller.does(Action::Migrate, &id, "started the plan".to_owned());
@@ -111,10 +113,12 @@ pub(super) async fn start(
     Ok(Json(plan))
 }
 
+/// Ends a plan: no other step begins, and those that were begun are undone, while that is possible.
+#[utoipa::path(post, path = "/v1/plans/{id}/cancel", tag = "plans", params(("id" = String, Path)), responses((status = OK, body = Plan)))]
 pub(super) async fn cancel(
     State(fleet): State<Arc<Fleet>>,
     caller: Caller,
-    Path(id): Path<String>,
+    Segment(id): Segment<String>,
 ) -> Result<Json<Plan>, Problem> {
     caller.may(&fleet, Action::Migrate, &id).await?;
     let deed = caller.does(Action::Migrate, &id, "cancelled the plan".to_owned());
@@ -132,10 +136,12 @@ pub(super) async fn cancel(
     Ok(Json(plan))
 }
 
+/// Makes a host take no VMs, or take them again.
+#[utoipa::path(post, path = "/v1/hosts/{name}/cordon", tag = "hosts", params(("name" = String, Path)), request_body = Cordon, responses((status = NO_CONTENT)))]
 pub(super) async fn cordon(
     State(fleet): State<Arc<Fleet>>,
     caller: Caller,
-    Path(name): Path<String>,
+    Segment(name): Segment<String>,
     Body(Cordon { cordoned }): Body<Cordon>,
 ) -> Result<StatusCode, Problem> {
     caller.may(&fleet, Action::Migrate, &name).await?;

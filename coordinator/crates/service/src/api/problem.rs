@@ -1,11 +1,13 @@
 //! Errors as they are told: `application/problem+json` (RFC 9457).
 
-use axum::extract::FromRequest;
-use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::Json;
+use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{FromRequest, FromRequestParts};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use serde::Serialize;
 use store::{StoreError, StoreErrorKind};
+use utoipa::ToSchema;
 
 use crate::error::ServiceError;
 
@@ -18,9 +20,36 @@ pub(crate) struct Problem {
     detail: String,
 }
 
+/// An error (RFC 9457).
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub(super) struct Written {
+    /// `urn:novaferry:problem:` and the code.
+    r#type: String,
+    /// The status in words.
+    title: &'static str,
+    /// The HTTP status.
+    #[schema(minimum = 400, maximum = 599)]
+    status: u16,
+    /// What is wrong, for programs: it stays the same whatever the words.
+    code: &'static str,
+    /// What is wrong, and after a semicolon often what to do.
+    detail: String,
+}
+
+/// What a path names; its rejection is a problem.
+#[derive(Debug, FromRequestParts)]
+#[from_request(via(axum::extract::Path), rejection(Problem))]
+pub(crate) struct Segment<T>(pub(crate) T);
+
+/// What a query asks for; its rejection is a problem.
+#[derive(Debug, FromRequestParts)]
+#[from_request(via(axum::extract::Query), rejection(Problem))]
+pub(crate) struct Asked<T>(pub(crate) T);
+
 /// A JSON body whose rejection is a problem.
 #[derive(Debug, FromRequest)]
-#[from_request(via(axum::Json), rejection(Problem))]
+#[from_request(via(Json), rejection(Problem))]
 pub(crate) struct Body<T>(pub(crate) T);
 
 impl Problem {
@@ -40,7 +69,12 @@ impl Problem {
         Self::new(StatusCode::CONFLICT, "conflict", detail)
     }
 
-    fn broken(error: &(dyn std::error::Error + 'static)) -> Self {
+    pub(crate) fn method_not_allowed() -> Self {
+        let why = "this path is not asked so; /v1/docs lists what there is";
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", why)
+    }
+
+    pub(super) fn broken(error: &(dyn std::error::Error + 'static)) -> Self {
         tracing::error!(error, "a request fails");
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the coordinator failed; its log says why")
     }
@@ -50,11 +84,9 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let Self { status, code, detail } = self;
         let title = status.canonical_reason().unwrap_or_default();
-        let body = json!({
-            "type": format!("urn:novaferry:problem:{code}"), "title": title, "status": status.as_u16(),
-            "code": code, "detail": detail,
-        });
-        let mut response = (status, body.to_string()).into_response();
+        let r#type = format!("urn:novaferry:problem:{code}");
+        let written = Written { r#type, title, status: status.as_u16(), code, detail };
+        let mut response = (status, Json(written)).into_response();
         let json = HeaderValue::from_static("application/problem+json");
         response.headers_mut().insert(header::CONTENT_TYPE, json);
         if status == StatusCode::UNAUTHORIZED {
@@ -86,6 +118,13 @@ impl From<ServiceError> for Problem {
 
 impl From<JsonRejection> for Problem {
     fn from(rejection: JsonRejection) -> Self {
+        let code = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE { "too-large" } else { "invalid" };
+        Self::new(rejection.status(), code, rejection.body_text())
+    }
+}
+
+impl From<BytesRejection> for Problem {
+    fn from(rejection: BytesRejection) -> Self {
         let code = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE { "too-large" } else { "invalid" };
         Self::new(rejection.status(), code, rejection.body_text())
     }

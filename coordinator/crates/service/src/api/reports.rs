@@ -3,24 +3,24 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use model::Timestamp;
 use model::access::Action;
 use planner::report::{Accuracy, By, Charge, accuracy, charges};
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 use super::caller::Caller;
-use super::problem::Problem;
+use super::problem::{Asked, Problem};
 use crate::error::ServiceError;
 use crate::fleet::Fleet;
 
 /// Migrations that a report looks at, newest first.
 const MOST: u32 = 10_000;
 
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 enum ByWhat {
     #[default]
@@ -29,7 +29,7 @@ enum ByWhat {
     Link,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 enum As {
     #[default]
@@ -37,14 +37,21 @@ enum As {
     Csv,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Spent {
+    /// By what it is summed.
+    #[param(inline)]
     by: ByWhat,
+    /// As JSON or as CSV.
     #[serde(rename = "as")]
+    #[param(inline)]
     form: As,
 }
 
+/// Says how expectations fared: those of plans, and those of the sources' own measurements.
+#[utoipa::path(get, path = "/v1/reports/accuracy", tag = "reports", responses((status = OK, body = Object)))]
 pub(super) async fn accuracy_of(
     State(fleet): State<Arc<Fleet>>,
     caller: Caller,
@@ -53,13 +60,14 @@ pub(super) async fn accuracy_of(
     Ok(Json(accuracy(&fleet.store.ended_migrations(MOST).await?)))
 }
 
+/// Says what migrations have cost; as CSV with the columns of FOCUS if asked.
+#[utoipa::path(get, path = "/v1/reports/cost", tag = "reports", params(Spent), responses((status = OK, body = Vec<Object>)))]
 pub(super) async fn cost(
     State(fleet): State<Arc<Fleet>>,
     caller: Caller,
-    spent: Result<Query<Spent>, QueryRejection>,
+    Asked(Spent { by, form }): Asked<Spent>,
 ) -> Result<Response, Problem> {
     caller.may(&fleet, Action::Look, "").await?;
-    let Query(Spent { by, form }) = spent?;
     let by = match by {
         ByWhat::Migration => By::Migration,
         ByWhat::Tenant => By::Tenant,

@@ -4,17 +4,21 @@ use std::path::Path;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path as Segment, State};
-use axum::http::StatusCode;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
 use data_encoding::BASE32_NOPAD;
 use model::Timestamp;
 use model::access::{Action, Role};
 use model::audit::Deed;
 use serde::{Deserialize, Serialize};
 use store::ApiToken;
+use utoipa::ToSchema;
 
 use super::caller::{Caller, PREFIX, digest};
-use super::problem::{Body, Problem};
+use super::page::{Page, most, position};
+use super::problem::{Asked, Body, Problem, Segment};
+use super::{etag, once};
 use crate::error::ServiceError;
 use crate::fleet::{Fleet, now};
 
@@ -25,15 +29,21 @@ const MOST_NAME: usize = 64;
 /// Longest life of anything that expires: ten years.
 pub(super) const MOST_SECONDS: u64 = 3650 * 86_400;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = TokenWanted)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Wanted {
+    /// What people call it.
+    #[schema(min_length = 1, max_length = 64)]
     name: String,
     role: Role,
+    /// How long it is good; for ever if not given.
+    #[schema(minimum = 1, maximum = 315_360_000)]
     expires_seconds: Option<u64>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Token)]
 pub(super) struct Shown {
     id: String,
     name: String,
@@ -44,6 +54,17 @@ pub(super) struct Shown {
     /// Only when it is made.
     #[serde(skip_serializing_if = "Option::is_none")]
     token: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Which {
+    /// What an earlier page gave as `next`.
+    after: Option<String>,
+    /// At most so many: 1 to 1000.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<u32>,
 }
 
 impl Shown {
@@ -103,6 +124,10 @@ pub(crate) async fn first(fleet: &Fleet, folder: &Path) -> Result<(), ServiceErr
     Ok(())
 }
 
+/// Makes a token. Its secret is shown this once.
+///
+/// The same Idempotency-Key again is answered with 409: the secret is not kept.
+#[utoipa::path(post, path = "/v1/tokens", tag = "tokens", request_body = Wanted, responses((status = CREATED, body = Shown)))]
 pub(super) async fn make(
     State(fleet): State<Arc<Fleet>>,
     caller: Caller,
@@ -120,22 +145,49 @@ pub(super) async fn make(
     Ok((StatusCode::CREATED, Json(Shown::of(token, Some(secret)))))
 }
 
+/// Lists tokens without their secrets, oldest first.
+#[utoipa::path(get, path = "/v1/tokens", tag = "tokens", params(Which), responses((status = OK, body = Page<Shown>)))]
 pub(super) async fn list(
     State(fleet): State<Arc<Fleet>>,
     caller: Caller,
-) -> Result<Json<Vec<Shown>>, Problem> {
+    Asked(Which { after, limit }): Asked<Which>,
+) -> Result<Json<Page<Shown>>, Problem> {
     caller.may(&fleet, Action::ManageTokens, "").await?;
-    let tokens = fleet.store.api_tokens().await?;
-    Ok(Json(tokens.into_iter().map(|token| Shown::of(token, None)).collect()))
+    let (most, after) = (most(limit)?, after.as_deref().map(position).transpose()?);
+    let tokens = fleet.store.api_tokens_after(after, most + 1).await?;
+    let shown = tokens.into_iter().map(|token| Shown::of(token, None)).collect();
+    Ok(Json(Page::of(shown, most, |last: &Shown| format!("{}-{}", last.made.as_millisecond(), last.id))))
 }
 
+/// Shows one token without its secret.
+#[utoipa::path(get, path = "/v1/tokens/{id}", tag = "tokens", params(("id" = String, Path)), responses((status = OK, body = Shown)))]
+pub(super) async fn show(
+    State(fleet): State<Arc<Fleet>>,
+    caller: Caller,
+    Segment(id): Segment<String>,
+) -> Result<Json<Shown>, Problem> {
+    caller.may(&fleet, Action::ManageTokens, &id).await?;
+    Ok(Json(Shown::of(fleet.store.api_token_named(&id).await?, None)))
+}
+
+/// Makes a token no good.
+#[utoipa::path(
+    post, path = "/v1/tokens/{id}/revoke", tag = "tokens",
+    params(("id" = String, Path), ("If-Match" = Option<String>, Header, description = "The ETag of GET /v1/tokens/{id}.")),
+    responses((status = NO_CONTENT))
+)]
 pub(super) async fn revoke(
     State(fleet): State<Arc<Fleet>>,
     caller: Caller,
     Segment(id): Segment<String>,
-) -> Result<StatusCode, Problem> {
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
     caller.may(&fleet, Action::ManageTokens, &id).await?;
+    if etag::differs(&headers, &Shown::of(fleet.store.api_token_named(&id).await?, None))? {
+        return Err(etag::stale());
+    }
     let deed = caller.does(Action::ManageTokens, &id, "revoked".to_owned());
+    let done = once::done();
     fleet.store.revoke_api_token(&id, deed).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(done)
 }

@@ -13,10 +13,10 @@ async fn fleet_of_three(world: &World, vms: &[&str]) -> [(Host, Line); 3] {
         hosts.push((host, line));
     }
     let all_said = |hosts: &Value| {
-        hosts.as_array().unwrap().iter().all(|host| host["observed"]["addresses"][0].is_string())
+        hosts["items"].as_array().unwrap().iter().all(|host| host["observed"]["addresses"][0].is_string())
     };
     world.until("/v1/hosts", all_said).await;
-    world.until("/v1/vms", |list| list.as_array().unwrap().len() == vms.len()).await;
+    world.until("/v1/vms", |list| list["items"].as_array().unwrap().len() == vms.len()).await;
     hosts.try_into().ok().unwrap()
 }
 
@@ -66,8 +66,8 @@ async fn steps_follow_one_another_also_across_a_restart() {
     let done = world.until(&path, |plan| plan["state"] == "completed").await;
     assert!(done["steps"].as_array().unwrap().iter().all(|step| step["state"] == "done"), "{done}");
     let moved = world.get("/v1/migrations").await;
-    assert_eq!(moved["migrations"].as_array().unwrap().len(), 2, "none was begun twice");
-    assert_eq!(moved["migrations"][0]["plan"], plan["id"]);
+    assert_eq!(moved["items"].as_array().unwrap().len(), 2, "none was begun twice");
+    assert_eq!(moved["items"][0]["plan"], plan["id"]);
 }
 
 #[tokio::test]
@@ -75,7 +75,7 @@ async fn a_draft_changes_nothing_and_says_why_hosts_do_not_suit() {
     let world = World::new().await;
     let [_a, _b, (_c, line_c)] = fleet_of_three(&world, &["web-1"]).await;
     drop(line_c);
-    world.until("/v1/hosts", |hosts| hosts[2]["connected"].is_null()).await;
+    world.until("/v1/hosts", |hosts| hosts["items"][2]["connected"].is_null()).await;
     let (status, plan) = world.post("/v1/plans", json!({ "vms": ["web-1"], "to": "berlin" })).await;
     assert_eq!((status, &plan["state"]), (201, &json!("draft")), "{plan}");
     assert_eq!(plan["steps"][0]["destination"], "host-b");
@@ -83,7 +83,7 @@ async fn a_draft_changes_nothing_and_says_why_hosts_do_not_suit() {
     let why = |host: &str| rejected.iter().find(|one| one["host"] == host).unwrap()["why"].to_string();
     assert!(why("host-a").contains("there already") && why("host-c").contains("no line"), "{plan}");
     assert!(!plan["steps"][0]["estimate"]["basis"].as_array().unwrap().is_empty());
-    assert_eq!(world.get("/v1/migrations").await["migrations"], json!([]));
+    assert_eq!(world.get("/v1/migrations").await["items"], json!([]));
 
     let (_, blocked) =
         world.post("/v1/plans", json!({ "vms": ["web-1"], "to": "host-c", "start": true })).await;
@@ -106,7 +106,7 @@ async fn a_draft_changes_nothing_and_says_why_hosts_do_not_suit() {
     ] {
         assert_eq!(world.post("/v1/plans", wanted.clone()).await.0, expected, "{wanted}");
     }
-    assert_eq!(world.get("/v1/plans?limit=2").await["plans"].as_array().unwrap().len(), 2);
+    assert_eq!(world.get("/v1/plans?limit=2").await["items"].as_array().unwrap().len(), 2);
 }
 
 #[tokio::test]
@@ -123,7 +123,7 @@ async fn a_step_that_fails_holds_the_others_back() {
         (&over["steps"][0]["why"], &over["steps"][1]["state"]),
         (&json!("no room"), &json!("skipped"))
     );
-    assert_eq!(world.get("/v1/migrations").await["migrations"].as_array().unwrap().len(), 1);
+    assert_eq!(world.get("/v1/migrations").await["items"].as_array().unwrap().len(), 1);
 }
 
 #[tokio::test]
@@ -154,7 +154,7 @@ async fn a_host_is_drained_and_takes_no_vms_meanwhile() {
     let begun = until_wanted(&mut line_a, 2).await;
     assert_eq!(begun.len(), 2);
     line_b.has(&["db-1"]).await;
-    world.until("/v1/vms", |vms| vms.as_array().unwrap().len() == 4).await;
+    world.until("/v1/vms", |vms| vms["items"].as_array().unwrap().len() == 4).await;
     let (_, back) = world.post("/v1/plans", json!({ "vms": ["db-1"], "to": "berlin" })).await;
     assert_eq!(back["steps"][0]["destination"], "host-c", "host-a is cordoned");
     let (_, named) = world.post("/v1/plans", json!({ "vms": ["db-1"], "to": "host-a" })).await;

@@ -12,8 +12,8 @@ async fn a_callers_context_reaches_the_source() {
     line_a.intent().await;
     line_a.has(&["web-1", "web-2"]).await;
     line_b.has(&[]).await;
-    world.until("/v1/hosts", |hosts| hosts[1]["observed"].is_object()).await;
-    world.until("/v1/vms", |vms| vms.as_array().unwrap().len() == 2).await;
+    world.until("/v1/hosts", |hosts| hosts["items"][1]["observed"].is_object()).await;
+    world.until("/v1/vms", |vms| vms["items"].as_array().unwrap().len() == 2).await;
 
     let wanted = json!({ "vm": "web-1", "to": "host-b" });
     let (status, begun) = world.post_in(CONTEXT, "/v1/migrations", wanted).await;

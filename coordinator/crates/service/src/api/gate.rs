@@ -1,0 +1,84 @@
+//! What every request passes: who asks and how much, whether it was asked before, and what of the answer is known.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use axum::body::{Body, HttpBody};
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::Response;
+
+use super::caller::{Caller, Known};
+use super::jwt::Verifier;
+use super::limit::{Gauge, Limits};
+use super::{etag, once};
+use crate::error::ServiceError;
+use crate::fleet::Fleet;
+use crate::listen::Peer;
+
+/// Who may ask, beside those with API tokens, and how much.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// How much.
+    pub limits: Limits,
+    /// NovaCron's `AUTH_SECRET`: bearers of JWTs that are signed with it are let in.
+    pub secret: Option<super::jwt::Secret>,
+}
+
+/// What decides.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    fleet: Arc<Fleet>,
+    gauge: Gauge,
+    verifier: Option<Verifier>,
+    /// Names this run of the coordinator.
+    run: String,
+}
+
+impl Gate {
+    pub(crate) fn new(fleet: Arc<Fleet>, access: Access) -> Result<Arc<Self>, ServiceError> {
+        let Access { limits, secret } = access;
+        let run = data_encoding::HEXLOWER.encode(&super::tokens::random::<16>()?);
+        Ok(Arc::new(Self { fleet, gauge: Gauge::new(limits), verifier: secret.map(Verifier::new), run }))
+    }
+}
+
+pub(super) async fn pass(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
+    let Gate { fleet, gauge, verifier, run } = &*gate;
+    let caller = Caller::of(request.headers(), fleet, verifier.as_ref()).await;
+    let verdict = match &caller {
+        Ok(caller) => gauge.caller(caller.actor()),
+        Err(_) => {
+            let peer = request.extensions().get::<Peer>().map(|peer| peer.address.ip());
+            gauge.address(peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)))
+        }
+    };
+    if let Some(refusal) = verdict.as_ref().and_then(|verdict| verdict.refusal()) {
+        return refusal;
+    }
+    request.extensions_mut().insert(Known(caller.clone()));
+    let mut response = match (request.method(), caller) {
+        (&Method::POST, Ok(caller)) => once::once(Arc::clone(fleet), run, &caller, request, next).await,
+        (&Method::GET, _) => {
+            let seen = request.headers().get(header::IF_NONE_MATCH).cloned();
+            etag::tagged(seen.as_ref(), next.run(request).await).await
+        }
+        (&Method::HEAD, _) => {
+            // The head of the GET, its tag and length included.
+            *request.method_mut() = Method::GET;
+            let seen = request.headers().get(header::IF_NONE_MATCH).cloned();
+            let (mut head, body) = etag::tagged(seen.as_ref(), next.run(request).await).await.into_parts();
+            if let Some(length) = body.size_hint().exact().filter(|_| head.status != StatusCode::NOT_MODIFIED)
+            {
+                head.headers.insert(header::CONTENT_LENGTH, length.into());
+            }
+            Response::from_parts(head, Body::empty())
+        }
+        _ => next.run(request).await,
+    };
+    if let Some(verdict) = verdict {
+        verdict.tell(response.headers_mut());
+    }
+    response
+}
