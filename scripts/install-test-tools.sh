@@ -11,6 +11,7 @@ rust=1.95
 # Known to work; a version that is already there is kept.
 nextest=0.9.143
 deny=0.20.2
+schemathesis=4.32.5
 # What the tests of live migration are made for. An older one is kept if it is there.
 qemu=10
 
@@ -29,6 +30,7 @@ nbdcopy libnbd-bin
 nbdinfo libnbd-bin
 nbdkit nbdkit
 pkg-config pkg-config
+python3 python3
 qemu-img qemu-utils
 qemu-io qemu-utils
 qemu-nbd qemu-utils
@@ -189,8 +191,22 @@ install_cargo_tool() {
     fi
 }
 
+# In a folder of its own: a program of Python's, which tests/api/schemathesis.sh finds there.
+install_schemathesis() {
+    local folder=${XDG_DATA_HOME:-$HOME/.local/share}/novaferry/schemathesis
+    if [[ -x $folder/bin/schemathesis ]]; then
+        return
+    fi
+    say "installing schemathesis $schemathesis"
+    if ! { python3 -m venv "$folder" && "$folder/bin/pip" install -q "schemathesis==$schemathesis"; } >&2; then
+        rm -rf "$folder"
+        say "no schemathesis: the test of the API by it will be skipped"
+    fi
+}
+
 check_rust
 install_packages
+install_schemathesis
 command -v cc >/dev/null || {
     say "no C compiler: Rust cannot link without one"
     exit 1
