@@ -23,6 +23,7 @@ impl Coordinator {
             .args(["serve", "--agents", "127.0.0.1:0", "--api", "127.0.0.1:0", "--state"])
             .arg(folder.path())
             .env_remove("NOVAFERRY_LOG")
+            .env_remove("AUTH_SECRET")
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -145,4 +146,29 @@ fn whom_to_ask_must_be_known() {
         .unwrap();
     assert_eq!(second.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&second.stderr).contains("another coordinator uses this state folder"));
+}
+
+#[test]
+fn a_secret_that_can_be_guessed_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("secret");
+    std::fs::write(&file, format!("{}\n", "x".repeat(31))).unwrap();
+    let serve = |by: for<'a> fn(&'a mut Command, &PathBuf) -> &'a mut Command| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_novaferry"));
+        command
+            .args(["serve", "--agents", "127.0.0.1:0", "--api", "127.0.0.1:0", "--state"])
+            .arg(folder.path());
+        command.env_remove("AUTH_SECRET").env_remove("CREDENTIALS_DIRECTORY");
+        let output = by(&mut command, &file).output().unwrap();
+        assert_eq!(output.status.code(), Some(64));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    for said in [
+        serve(|command, file| command.arg("--auth-secret-file").arg(file)),
+        serve(|command, _| command.env("AUTH_SECRET", "short")),
+    ] {
+        assert!(said.contains("32 or more") && !said.contains("xxx") && !said.contains("short\""), "{said}");
+    }
+    let said = serve(|command, _| command.args(["--auth-secret-file", "/no/where"]));
+    assert!(said.contains("/no/where"), "{said}");
 }
