@@ -12,6 +12,7 @@ rust=1.95
 nextest=0.9.143
 deny=0.20.2
 deb=3.6.3
+schemathesis=4.32.5
 # What the tests of live migration are made for. An older one is kept if it is there.
 qemu=10
 
@@ -34,6 +35,7 @@ nbdkit nbdkit
 pg_ctlcluster postgresql
 pkg-config pkg-config
 promtool prometheus
+python3 python3
 qemu-img qemu-utils
 qemu-io qemu-utils
 qemu-nbd qemu-utils
@@ -194,8 +196,22 @@ install_cargo_tool() {
     fi
 }
 
+# In a folder of its own: a program of Python's, which tests/api/schemathesis.sh finds there.
+install_schemathesis() {
+    local folder=${XDG_DATA_HOME:-$HOME/.local/share}/novaferry/schemathesis
+    if [[ -x $folder/bin/schemathesis ]]; then
+        return
+    fi
+    say "installing schemathesis $schemathesis"
+    if ! { python3 -m venv "$folder" && "$folder/bin/pip" install -q "schemathesis==$schemathesis"; } >&2; then
+        rm -rf "$folder"
+        say "no schemathesis: the test of the API by it will be skipped"
+    fi
+}
+
 check_rust
 install_packages
+install_schemathesis
 command -v cc >/dev/null || {
     say "no C compiler: Rust cannot link without one"
     exit 1

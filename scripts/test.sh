@@ -113,6 +113,14 @@ doctests() {
     linted cargo test --locked --workspace --doc 2>&1 | tee "$logs/doctests.log"
 }
 
+api() {
+    if [[ -x ${XDG_DATA_HOME:-$HOME/.local/share}/novaferry/schemathesis/bin/schemathesis ]]; then
+        tests/api/schemathesis.sh "$target/debug/novaferry"
+    else
+        skip schemathesis "it is not installed; pip's packages are needed for that"
+    fi
+}
+
 dependencies() {
     cargo deny --locked check licenses bans sources
     if cargo deny --locked fetch db >"$logs/advisories.log" 2>&1; then
@@ -144,6 +152,7 @@ step build build
 step docs documentation
 step tests tests
 step doctests doctests
+step api api
 step coverage tests/coverage.sh
 if command -v promtool >/dev/null; then
     step monitoring monitoring

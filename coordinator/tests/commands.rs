@@ -27,6 +27,7 @@ impl Coordinator {
             .args(["serve", "--agents", "127.0.0.1:0", "--api", "127.0.0.1:0", "--state"])
             .arg(folder.path())
             .env_remove("NOVAFERRY_LOG")
+            .env_remove("AUTH_SECRET")
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
@@ -214,4 +215,29 @@ fn a_command_and_the_coordinator_are_one_trace() {
     };
     assert!(of(b"novaferry-coordinator", b"/v1/host-tokens"), "the coordinator's span is of another trace");
     assert!(of(b"novaferry", b"command"), "the command's span is of another trace");
+}
+
+#[test]
+fn a_secret_that_can_be_guessed_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("secret");
+    std::fs::write(&file, format!("{}\n", "x".repeat(31))).unwrap();
+    let serve = |by: for<'a> fn(&'a mut Command, &PathBuf) -> &'a mut Command| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_novaferry"));
+        command
+            .args(["serve", "--agents", "127.0.0.1:0", "--api", "127.0.0.1:0", "--state"])
+            .arg(folder.path());
+        command.env_remove("AUTH_SECRET").env_remove("CREDENTIALS_DIRECTORY");
+        let output = by(&mut command, &file).output().unwrap();
+        assert_eq!(output.status.code(), Some(64));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    for said in [
+        serve(|command, file| command.arg("--auth-secret-file").arg(file)),
+        serve(|command, _| command.env("AUTH_SECRET", "short")),
+    ] {
+        assert!(said.contains("32 or more") && !said.contains("xxx") && !said.contains("short\""), "{said}");
+    }
+    let said = serve(|command, _| command.args(["--auth-secret-file", "/no/where"]));
+    assert!(said.contains("/no/where"), "{said}");
 }

@@ -182,6 +182,16 @@ pub const HEAVY: &[Heavy] = &[
     },
     Heavy { package: "sqlx", owners: &[owner("store")] },
     Heavy { package: "axum", owners: &[owner("service")] },
+    Heavy { package: "governor", owners: &[owner("service")] },
+    Heavy { package: "jsonwebtoken", owners: &[owner("service")] },
+    Heavy { package: "jsonschema", owners: &[in_tests("service", "checks answers against the description")] },
+    Heavy {
+        package: "utoipa",
+        owners: &[
+            owner("service"),
+            also("model", "its values describe themselves, if its feature `schema` is on"),
+        ],
+    },
     Heavy { package: "socket2", owners: &[owner("tunnel")] },
     Heavy {
         package: "rustls-webpki",

@@ -60,12 +60,12 @@ fn migration(number: u32, vm: &str) -> Migration {
 /// An empty database: of SQLite, unless `postgres` is at work.
 async fn store() -> (tempfile::TempDir, Store) {
     let folder = tempfile::tempdir().unwrap();
-    let database = postgres::another().unwrap_or_else(|| within(&folder));
+    let database = postgres::another().unwrap_or_else(|| of(&folder));
     let store = Store::open(&database).await.unwrap();
     (folder, store)
 }
 
-fn within(folder: &tempfile::TempDir) -> Database {
+fn of(folder: &tempfile::TempDir) -> Database {
     Database::Folder(folder.path().to_owned())
 }
 
@@ -79,10 +79,10 @@ async fn what_is_kept_is_there_after_a_restart_and_one_process_has_it() {
     let (folder, store) = store().await;
     store.set_facts(&[("ca", "one"), ("list", "7")]).await.unwrap();
     store.set_facts(&[("ca", "two")]).await.unwrap();
-    assert_eq!(Store::open(&within(&folder)).await.unwrap_err().kind(), StoreErrorKind::Busy);
+    assert_eq!(Store::open(&of(&folder)).await.unwrap_err().kind(), StoreErrorKind::Busy);
     store.close().await;
     drop(store);
-    let store = Store::open(&within(&folder)).await.unwrap();
+    let store = Store::open(&of(&folder)).await.unwrap();
     assert_eq!(store.fact("ca").await.unwrap().as_deref(), Some("two"));
     assert_eq!(store.fact("list").await.unwrap().as_deref(), Some("7"));
     assert_eq!(store.fact("other").await.unwrap(), None);
@@ -96,7 +96,7 @@ async fn a_database_of_a_newer_release_is_refused() {
     sqlx::query(text).execute(&store.writer).await.unwrap();
     store.close().await;
     drop(store);
-    assert_eq!(Store::open(&within(&folder)).await.unwrap_err().kind(), StoreErrorKind::Newer);
+    assert_eq!(Store::open(&of(&folder)).await.unwrap_err().kind(), StoreErrorKind::Newer);
 }
 
 #[tokio::test]
@@ -340,7 +340,7 @@ fn claim(run: &str, digest: &str, seconds: i64) -> Claim {
 #[tokio::test]
 async fn a_claim_is_done_with_its_deed_or_not_at_all() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path()).await.unwrap();
+    let store = Store::open(&of(&folder)).await.unwrap();
     let first = claim("run-1", "d", 0);
     assert_eq!(store.claim(&first, at(-100)).await.unwrap(), Claimed::New);
     assert_eq!(store.claim(&first, at(-100)).await.unwrap(), Claimed::Running);
@@ -370,7 +370,7 @@ async fn a_claim_is_done_with_its_deed_or_not_at_all() {
     // Killed before it could be given back, or not: it is done.
     store.release(&second).await.unwrap();
     drop(store);
-    let store = Store::open(folder.path()).await.unwrap();
+    let store = Store::open(&of(&folder)).await.unwrap();
     assert_eq!(store.claim(&claim("run-3", "d", 3), at(-100)).await.unwrap(), Claimed::Done(Some(answer)));
     assert_eq!(store.claim(&claim("run-3", "x", 3), at(-100)).await.unwrap(), Claimed::Other);
     // After its time it is forgotten.
@@ -382,7 +382,7 @@ async fn a_claim_is_done_with_its_deed_or_not_at_all() {
 #[tokio::test]
 async fn a_claim_without_an_answer_is_done_all_the_same() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path()).await.unwrap();
+    let store = Store::open(&of(&folder)).await.unwrap();
     let one = claim("run-1", "d", 0);
     assert_eq!(store.claim(&one, at(-100)).await.unwrap(), Claimed::New);
     let grant = JoinGrant { site: name("berlin"), host: None, expires: at(100) };

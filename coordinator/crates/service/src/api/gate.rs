@@ -2,20 +2,29 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::body::{Body, HttpBody};
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
+use tokio::time::timeout;
+use tokio_stream::StreamExt;
 
 use super::caller::{Caller, Known};
 use super::jwt::Verifier;
 use super::limit::{Gauge, Limits};
-use super::{etag, once};
+use super::problem::Problem;
+use super::{MOST_BODY, etag, once};
 use crate::error::ServiceError;
 use crate::fleet::Fleet;
 use crate::listen::Peer;
+
+/// So much of a body is read to be thrown away, bytes.
+const MOST_DRAINED: usize = 8 << 20;
+/// How long a body may take.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Who may ask, beside those with API tokens, and how much.
 #[derive(Clone, Debug, Default)]
@@ -44,6 +53,35 @@ impl Gate {
     }
 }
 
+/// The body of a request. One that is too long is read to its end, if that is not too far: whoever is still sending would
+/// see a broken connection, and no answer.
+async fn whole(body: Body) -> Result<Bytes, Problem> {
+    let mut parts = body.into_data_stream();
+    let (mut content, mut length) = (Vec::new(), 0);
+    let read = async {
+        while let Some(part) = parts.next().await {
+            let part = part.map_err(|error| {
+                Problem::new(StatusCode::BAD_REQUEST, "invalid", format!("the body breaks off: {error}"))
+            })?;
+            length += part.len();
+            if length <= MOST_BODY {
+                content.extend_from_slice(&part);
+            } else if length > MOST_DRAINED {
+                break;
+            }
+        }
+        Ok(())
+    };
+    timeout(PATIENCE, read).await.unwrap_or_else(|_elapsed| {
+        Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the body did not come in time"))
+    })?;
+    if length > MOST_BODY {
+        let why = format!("a request has at most {MOST_BODY} bytes");
+        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", why));
+    }
+    Ok(content.into())
+}
+
 pub(super) async fn pass(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
     let Gate { fleet, gauge, verifier, run } = &*gate;
     let caller = Caller::of(request.headers(), fleet, verifier.as_ref()).await;
@@ -59,7 +97,13 @@ pub(super) async fn pass(State(gate): State<Arc<Gate>>, mut request: Request, ne
     }
     request.extensions_mut().insert(Known(caller.clone()));
     let mut response = match (request.method(), caller) {
-        (&Method::POST, Ok(caller)) => once::once(Arc::clone(fleet), run, &caller, request, next).await,
+        (&Method::POST, Ok(caller)) => {
+            let (head, body) = request.into_parts();
+            match whole(body).await {
+                Ok(body) => once::once(Arc::clone(fleet), run, &caller, (head, body), next).await,
+                Err(problem) => problem.into_response(),
+            }
+        }
         (&Method::GET, _) => {
             let seen = request.headers().get(header::IF_NONE_MATCH).cloned();
             etag::tagged(seen.as_ref(), next.run(request).await).await

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{FromRequest, Request};
+use axum::extract::Request;
+use axum::http::request::Parts;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -47,8 +48,8 @@ fn response(status: StatusCode, body: String) -> Response {
 }
 
 /// The key of a request, if it has one.
-fn key(request: &Request) -> Result<Option<String>, Problem> {
-    let Some(value) = request.headers().get(KEY) else { return Ok(None) };
+fn key(head: &Parts) -> Result<Option<String>, Problem> {
+    let Some(value) = head.headers.get(KEY) else { return Ok(None) };
     let good = (1..=MOST_KEY).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic);
     let text = value.to_str().ok().filter(|_| good).ok_or_else(|| {
         Problem::invalid(format!("Idempotency-Key has 1 to {MOST_KEY} visible ASCII characters"))
@@ -61,16 +62,15 @@ pub(super) async fn once(
     fleet: Arc<Fleet>,
     run: &str,
     caller: &Caller,
-    request: Request,
+    (head, body): (Parts, Bytes),
     next: Next,
 ) -> Response {
-    match key(&request) {
-        Ok(None) => next.run(request).await,
-        Ok(Some(key)) => {
-            claimed(fleet, run, caller, key, request, next).await.unwrap_or_else(Problem::into_response)
-        }
-        Err(problem) => problem.into_response(),
-    }
+    let answer = match key(&head) {
+        Ok(None) => return next.run(Request::from_parts(head, Body::from(body))).await,
+        Ok(Some(key)) => claimed(fleet, run, caller, key, (head, body), next).await,
+        Err(problem) => Err(problem),
+    };
+    answer.unwrap_or_else(Problem::into_response)
 }
 
 async fn claimed(
@@ -78,12 +78,9 @@ async fn claimed(
     run: &str,
     caller: &Caller,
     key: String,
-    request: Request,
+    (head, body): (Parts, Bytes),
     next: Next,
 ) -> Result<Response, Problem> {
-    let (head, body) = request.into_parts();
-    // At most as long as the router allows.
-    let body = Bytes::from_request(Request::from_parts(head.clone(), body), &()).await?;
     let mut digest = Sha256::new();
     for part in [head.method.as_str().as_bytes(), head.uri.to_string().as_bytes(), &body] {
         digest.update(part.len().to_be_bytes());

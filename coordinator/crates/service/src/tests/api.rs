@@ -62,15 +62,11 @@ async fn every_route_is_described() {
     assert_eq!(document["openapi"], "3.1.0");
     let described: BTreeSet<_> = document["paths"].as_object().unwrap().keys().cloned().collect();
     // axum tells its routes to nobody but the debugger.
-    let access = Gate::new(
-        Fleet::open(tempfile::tempdir().unwrap().path(), Vec::new()).await.unwrap(),
-        Access::default(),
-    );
-    let access = access.unwrap();
-    let router = crate::api::router(
-        Fleet::open(tempfile::tempdir().unwrap().path(), Vec::new()).await.unwrap(),
-        access,
-    );
+    let folder = tempfile::tempdir().unwrap();
+    let database = Database::Folder(folder.path().to_owned());
+    let fleet = Fleet::open(folder.path(), &database, Vec::new()).await.unwrap();
+    let gate = Gate::new(Arc::clone(&fleet), Access::default()).unwrap();
+    let router = crate::api::router(fleet, gate);
     let text = format!("{router:?}");
     let served: BTreeSet<_> =
         text.split('"').filter(|part| part.starts_with("/v1/")).map(ToOwned::to_owned).collect();
