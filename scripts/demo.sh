@@ -150,7 +150,8 @@ start() {
         sleep 0.1
     done
     [ -n "$address" ] || die "the agent of $1 did not get ready"
-    sed -i "s/^address = .*/address = \"$address\"/" "$work/$1/agent.toml"
+    # The first: the coordinator has one, too.
+    sed -i "0,/^address = /s/^address = .*/address = \"$address\"/" "$work/$1/agent.toml"
     echo "$1 listens on $address (process $pid)"
 }
 start host-a; address_a=$address
