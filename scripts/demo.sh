@@ -301,6 +301,7 @@ if [ -n "$live" ]; then
     "$novaferry" migrate guest --to host-b --dry-run
     ask migrate guest --to host-b
     kill -9 "$coordinator"
+    while kill -0 "$coordinator" 2>/dev/null; do sleep 0.05; done
     echo "the coordinator is killed with SIGKILL meanwhile; the hosts go on, and tell the next one"
     lead
     arrive
