@@ -1,6 +1,7 @@
 //! The command line: what can be written, and what it does.
 
 mod host;
+mod link;
 mod migration;
 mod show;
 #[cfg(test)]
@@ -17,6 +18,7 @@ use crate::failure::{Exit, Failure};
 use crate::output::{self, Format};
 use crate::serve::{self, ServeArgs};
 use host::{HostCommand, VmCommand};
+use link::{LinkCommand, SiteCommand};
 use migration::{MigrateArgs, MigrationCommand};
 use token::{AuditCommand, TokenCommand};
 
@@ -55,6 +57,12 @@ enum Command {
     /// The fleet's virtual machines.
     #[command(subcommand)]
     Vm(VmCommand),
+    /// The links between the fleet's sites.
+    #[command(subcommand)]
+    Link(LinkCommand),
+    /// The fleet's sites.
+    #[command(subcommand)]
+    Site(SiteCommand),
     /// Moves a VM to another host.
     Migrate(MigrateArgs),
     /// Migrations.
@@ -98,6 +106,8 @@ fn ask(client: &Client, command: Command, format: Format) -> Result<(), Failure>
         Command::Serve(_) => Ok(()),
         Command::Host(command) => host::host(client, command, format),
         Command::Vm(command) => host::vm(client, command, format),
+        Command::Link(command) => link::link(client, command, format),
+        Command::Site(command) => link::site(client, command, format),
         Command::Migrate(args) => migration::migrate(client, args, format),
         Command::Migration(command) => migration::migration(client, command, format),
         Command::Token(command) => token::token(client, command, format),

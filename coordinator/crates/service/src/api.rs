@@ -7,12 +7,17 @@
 //! GET  /v1/migrations?before=&limit=     POST /v1/migrations/ID/wish     {wish, other_side_is_off?}
 //! GET  /v1/migrations/ID                 POST /v1/tokens                 {name, role, expires_seconds?}
 //! GET  /v1/tokens                        POST /v1/tokens/ID/revoke
+//! GET  /v1/links                         POST /v1/links                  a link
+//! GET  /v1/links/NAME                    PUT, DELETE /v1/links/NAME      a link
+//! GET  /v1/links/NAME/measurements       POST /v1/links/NAME/probe
+//! GET  /v1/sites
 //! GET  /v1/audit?after=&limit=           GET  /v1/audit/check
 //! ```
 
 mod audit;
 mod caller;
 mod hosts;
+mod links;
 mod migrations;
 mod problem;
 pub(crate) mod tokens;
@@ -40,6 +45,11 @@ pub(crate) fn router(fleet: Arc<Fleet>) -> Router {
         .route("/v1/migrations", get(migrations::list).post(migrations::begin))
         .route("/v1/migrations/{id}", get(migrations::show))
         .route("/v1/migrations/{id}/wish", post(migrations::wish))
+        .route("/v1/links", get(links::list).post(links::add))
+        .route("/v1/links/{name}", get(links::show).put(links::change).delete(links::remove))
+        .route("/v1/links/{name}/measurements", get(links::measurements))
+        .route("/v1/links/{name}/probe", post(links::probe))
+        .route("/v1/sites", get(links::sites))
         .route("/v1/tokens", get(tokens::list).post(tokens::make))
         .route("/v1/tokens/{id}/revoke", post(tokens::revoke))
         .route("/v1/audit", get(audit::list))

@@ -8,6 +8,7 @@ mod authority;
 mod error;
 mod fleet;
 mod line;
+mod links;
 mod listen;
 
 use std::net::SocketAddr;
@@ -91,8 +92,9 @@ impl Service {
         let agents =
             listen::serve(agents, listen::tls(&fleet.authority, Clients::Hosts)?, router, stop.clone());
         let router = api::router(Arc::clone(&fleet));
+        let probing = links::run(&fleet, stop.clone());
         let api = listen::serve(api, listen::tls(&fleet.authority, Clients::People)?, router, stop);
-        tokio::join!(agents, api);
+        tokio::join!(agents, api, probing);
         fleet.store.close().await;
         Ok(())
     }

@@ -7,6 +7,7 @@ mod audit;
 mod error;
 mod facts;
 mod hosts;
+mod links;
 mod migrations;
 mod tokens;
 
@@ -19,6 +20,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 pub use error::{StoreError, StoreErrorKind};
 pub use hosts::{Certificate, RevokedCertificate};
+pub use links::{LinkProbe, MOST_PROBES};
 pub use migrations::Page;
 pub use tokens::{ApiToken, JoinGrant};
 
