@@ -148,6 +148,7 @@ impl Line {
         let mut ticks = tokio::time::interval(LOOK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut looks, mut spoke, mut heard) = (0_u32, Instant::now(), Instant::now());
+        let mut beaten = Instant::now();
         let renew_at = renewal(identity, SystemTime::now());
         let mut asked: Option<NewKey> = None;
         // Those that run when the line ends are given up with it.
@@ -185,7 +186,10 @@ impl Line {
                         news.push(Said::Renew(Renew { request: key.request()? }));
                         asked = Some(key);
                     }
-                    if news.is_empty() && spoke.elapsed() >= beat {
+                    // Only a beat is answered: who has news all the time must ask for a sign of life, too.
+                    let silent = heard.elapsed() >= beat && beaten.elapsed() >= beat;
+                    if silent || (news.is_empty() && spoke.elapsed() >= beat) {
+                        beaten = Instant::now();
                         news.push(Said::Beat(Beat { now_ms: now_ms() }));
                     }
                     for what in news {
