@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
 use super::look::Looks;
+use super::probe::Probes;
 use super::wishes::Wishes;
 use crate::config::Config;
 use crate::config::coordinator::Coordinator;
@@ -118,6 +119,7 @@ impl Line {
             intent_generation: self.wishes.seen(),
             addresses: self.reached.clone(),
             now_ms: now_ms(),
+            probes: true,
         };
         say(&said, Said::Hello(hello)).await?;
         let mut told = client.connect(ReceiverStream::new(outbound)).await?.into_inner();
@@ -146,8 +148,11 @@ impl Line {
         let mut ticks = tokio::time::interval(LOOK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut looks, mut spoke, mut heard) = (0_u32, Instant::now(), Instant::now());
+        let mut beaten = Instant::now();
         let renew_at = renewal(identity, SystemTime::now());
         let mut asked: Option<NewKey> = None;
+        // Those that run when the line ends are given up with it.
+        let mut probes = Probes::default();
         loop {
             tokio::select! {
                 message = told.message() => {
@@ -159,10 +164,15 @@ impl Line {
                                 say(said, Said::Refused(refused)).await?;
                             }
                         }
+                        Some(Told::Probe(wanted)) => probes.begin(wanted, &self.paths),
                         Some(Told::Certificate(certificate)) => self.certificate(certificate, &mut asked)?,
                         // What a newer coordinator says beside is passed over.
                         Some(Told::Beat(_) | Told::Welcome(_)) | None => {}
                     }
+                }
+                probed = probes.next() => {
+                    say(said, Said::Probed(probed)).await?;
+                    spoke = Instant::now();
                 }
                 _ = ticks.tick() => {
                     let mut news = Vec::new();
@@ -176,7 +186,10 @@ impl Line {
                         news.push(Said::Renew(Renew { request: key.request()? }));
                         asked = Some(key);
                     }
-                    if news.is_empty() && spoke.elapsed() >= beat {
+                    // Only a beat is answered: who has news all the time must ask for a sign of life, too.
+                    let silent = heard.elapsed() >= beat && beaten.elapsed() >= beat;
+                    if silent || (news.is_empty() && spoke.elapsed() >= beat) {
+                        beaten = Instant::now();
                         news.push(Said::Beat(Beat { now_ms: now_ms() }));
                     }
                     for what in news {

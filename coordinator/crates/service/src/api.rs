@@ -10,6 +10,7 @@ pub(crate) mod gate;
 mod hosts;
 pub(crate) mod jwt;
 pub(crate) mod limit;
+mod links;
 mod migrations;
 mod once;
 mod page;
@@ -54,6 +55,11 @@ fn routes() -> OpenApiRouter<Arc<Fleet>> {
         .routes(routes!(plans::start))
         .routes(routes!(plans::cancel))
         .routes(routes!(plans::cordon))
+        .routes(routes!(links::list, links::add))
+        .routes(routes!(links::show, links::change, links::remove))
+        .routes(routes!(links::measurements))
+        .routes(routes!(links::probe))
+        .routes(routes!(links::sites))
         .routes(routes!(reports::accuracy_of))
         .routes(routes!(reports::cost))
         .routes(routes!(tokens::list, tokens::make))

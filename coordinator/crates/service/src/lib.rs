@@ -9,6 +9,7 @@ mod error;
 mod find;
 mod fleet;
 mod line;
+mod links;
 mod listen;
 mod metrics;
 mod plans;
@@ -139,7 +140,8 @@ impl Service {
             }
         };
         let plans = plans::run::run(Arc::clone(&fleet), stop.clone());
-        tokio::join!(agents, api, scrapes, plans);
+        let probing = links::run(&fleet, stop.clone());
+        tokio::join!(agents, api, scrapes, plans, probing);
         replaced.abort();
         if lost.is_cancelled() {
             return Err(ServiceError::Replaced);
