@@ -15,7 +15,7 @@
 //! ```
 
 mod audit;
-mod caller;
+pub(crate) mod caller;
 mod hosts;
 mod migrations;
 mod plans;
@@ -26,11 +26,13 @@ pub(crate) mod tokens;
 use std::sync::Arc;
 
 use axum::extract::DefaultBodyLimit;
+use axum::middleware::from_fn;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::json;
 
 use crate::fleet::Fleet;
+use crate::novacron;
 use problem::Problem;
 
 /// Largest request body, bytes: options of a migration, many times over.
@@ -58,7 +60,9 @@ pub(crate) fn router(fleet: Arc<Fleet>) -> Router {
         .route("/v1/audit", get(audit::list))
         .route("/v1/audit/check", get(audit::check))
         .fallback(async || Problem::not_found("there is nothing at this path"))
+        .merge(novacron::router())
         .layer(DefaultBodyLimit::max(MOST_BODY))
+        .layer(from_fn(novacron::errors))
         .with_state(fleet)
 }
 

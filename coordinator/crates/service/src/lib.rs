@@ -10,6 +10,8 @@ mod find;
 mod fleet;
 mod line;
 mod listen;
+mod moves;
+mod novacron;
 mod plans;
 
 use std::net::SocketAddr;

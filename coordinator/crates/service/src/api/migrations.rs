@@ -7,16 +7,14 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use model::Name;
 use model::access::Action;
-use model::link::Price;
-use model::migration::{Migration, Options, State as Stands, Wish};
+use model::migration::{Migration, Options, Wish};
 use serde::{Deserialize, Serialize};
 use store::Page;
 
 use super::caller::Caller;
 use super::problem::{Body, Problem};
-use super::tokens::random;
-use crate::find;
-use crate::fleet::{Fleet, now};
+use crate::fleet::Fleet;
+use crate::moves;
 
 /// Migrations on a page, unless asked otherwise, and at most.
 const PAGE: u32 = 50;
@@ -64,46 +62,8 @@ pub(super) async fn begin(
     caller: Caller,
     Body(wanted): Body<Wanted>,
 ) -> Result<(StatusCode, Json<Migration>), Problem> {
-    caller.may(&fleet, Action::Migrate, &wanted.vm).await?;
-    let hosts = fleet.store.hosts().await?;
-    let (source, found) = find::vm(&hosts.iter().collect::<Vec<_>>(), &wanted.vm, wanted.from.as_ref())?;
-    let vm = found.id.as_str();
-    let destination = hosts.iter().find(|host| host.name == wanted.to);
-    let Some(destination) = destination.filter(|host| host.revoked.is_none()) else {
-        return Err(Problem::not_found(format!("there is no host {}", wanted.to)));
-    };
-    if *source == destination.name {
-        return Err(Problem::conflict(format!("VM {vm} is on {source} already")));
-    }
-    if destination.observed.as_ref().is_none_or(|observed| observed.addresses.is_empty()) {
-        let why = format!("host {} has not said where it is reached; check that its agent runs", wanted.to);
-        return Err(Problem::conflict(why));
-    }
-    let created = now();
-    let migration = Migration {
-        id: data_encoding::HEXLOWER.encode(&random::<16>()?),
-        vm: vm.to_owned(),
-        source: source.clone(),
-        destination: wanted.to,
-        options: wanted.options,
-        wish: Wish::Arrive,
-        by: caller.actor().to_owned(),
-        created,
-        changed: created,
-        state: Stands::Queued,
-        at_source: None,
-        at_destination: None,
-        refusal: None,
-        plan: None,
-        link: None,
-        needs: found.needs.clone(),
-        estimate: None,
-        price: Price::default(),
-    };
-    let what = format!("{} from {} to {}", migration.id, migration.source, migration.destination);
-    let deed = caller.does(Action::Migrate, vm, what);
-    fleet.store.add_migration(&migration, deed).await?;
-    fleet.tell();
+    let Wanted { vm, to, from, options } = wanted;
+    let migration = moves::begin(&fleet, &caller, moves::Wanted { vm, to, from, options }).await?;
     Ok((StatusCode::ACCEPTED, Json(migration)))
 }
 

@@ -40,6 +40,16 @@ impl Problem {
         Self::new(StatusCode::CONFLICT, "conflict", detail)
     }
 
+    /// Its HTTP status.
+    pub(crate) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// What it says to people.
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
+    }
+
     fn broken(error: &(dyn std::error::Error + 'static)) -> Self {
         tracing::error!(error, "a request fails");
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the coordinator failed; its log says why")
@@ -48,7 +58,7 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let Self { status, code, detail } = self;
+        let Self { status, code, detail } = self.clone();
         let title = status.canonical_reason().unwrap_or_default();
         let body = json!({
             "type": format!("urn:novaferry:problem:{code}"), "title": title, "status": status.as_u16(),
@@ -57,6 +67,8 @@ impl IntoResponse for Problem {
         let mut response = (status, body.to_string()).into_response();
         let json = HeaderValue::from_static("application/problem+json");
         response.headers_mut().insert(header::CONTENT_TYPE, json);
+        // For those who tell errors in another shape.
+        response.extensions_mut().insert(self);
         if status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
