@@ -18,6 +18,7 @@ use tonic::{Code, Status, Streaming};
 
 use super::*;
 
+mod novacron;
 mod plans;
 
 /// Far beyond what anything takes here.
