@@ -12,6 +12,8 @@ mod line;
 mod links;
 mod listen;
 mod metrics;
+mod moves;
+mod novacron;
 mod plans;
 
 use std::net::SocketAddr;

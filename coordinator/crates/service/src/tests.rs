@@ -21,6 +21,7 @@ use super::*;
 mod api;
 mod links;
 mod metrics;
+mod novacron;
 mod plans;
 mod traces;
 

@@ -78,7 +78,8 @@ async fn links_are_probed_shared_and_told() {
     assert_eq!(world.ask_as(&world.admin, "DELETE", "/v1/links/ring", None).await.0, 204);
     assert_eq!(line_a.intent().await.migrations[0].to, "novaferry://host-b:7440");
     let log = world.get("/v1/audit").await;
-    let links = log["items"].as_array().unwrap().iter().filter(|entry| entry["action"] == "manage-links").count();
+    let links =
+        log["items"].as_array().unwrap().iter().filter(|entry| entry["action"] == "manage-links").count();
     assert_eq!(links, 3);
 }
 
