@@ -1,6 +1,7 @@
 //! The command line: what can be written, and what it does.
 
 mod host;
+mod link;
 mod migration;
 mod plan;
 mod report;
@@ -20,6 +21,7 @@ use crate::output::{self, Format};
 use crate::serve::{self, ServeArgs};
 use crate::traces;
 use host::{HostCommand, VmCommand};
+use link::{LinkCommand, SiteCommand};
 use migration::MigrationCommand;
 use plan::{MigrateArgs, PlanCommand};
 use report::ReportCommand;
@@ -60,6 +62,12 @@ enum Command {
     /// The fleet's virtual machines.
     #[command(subcommand)]
     Vm(VmCommand),
+    /// The links between the fleet's sites.
+    #[command(subcommand)]
+    Link(LinkCommand),
+    /// The fleet's sites.
+    #[command(subcommand)]
+    Site(SiteCommand),
     /// Moves VMs to another host or site.
     Migrate(MigrateArgs),
     /// Plans: what `migrate` and `host drain` would do, or do.
@@ -109,6 +117,8 @@ fn ask(client: &Client, command: Command, format: Format) -> Result<(), Failure>
         Command::Serve(_) => Ok(()),
         Command::Host(command) => host::host(client, command, format),
         Command::Vm(command) => host::vm(client, command, format),
+        Command::Link(command) => link::link(client, command, format),
+        Command::Site(command) => link::site(client, command, format),
         Command::Migrate(args) => plan::migrate(client, args, format),
         Command::Plan(command) => plan::plan(client, command, format),
         Command::Migration(command) => migration::migration(client, command, format),

@@ -59,7 +59,7 @@ fn money_is_exact() {
     assert_eq!(micros("1.5"), Ok(1_500_000));
     assert_eq!(micros("0.000001"), Ok(1));
     for bad in ["", ".5", "1.", "-1", "1e3", "1.0000001", "99999999999999999999"] {
-        assert!(micros(bad).is_err() || bad == "1.", "{bad}");
+        assert!(micros(bad).is_err(), "{bad}");
     }
     assert_eq!(money(1_500_000, "USD"), "1.5000 USD");
 }
