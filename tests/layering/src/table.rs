@@ -92,6 +92,7 @@ pub const CRATES: &[Row] = &[
     Row { name: "fuzz", folder: "tests/fuzz", uses: Uses::Anything, pure: false },
     Row { name: "guest", folder: "tests/guest", uses: Uses::Anything, pure: false },
     Row { name: "guest-init", folder: "tests/guest/init", uses: Uses::Only(&[]), pure: false },
+    Row { name: "hosts", folder: "tests/hosts", uses: Uses::Anything, pure: false },
     Row { name: "layering", folder: "tests/layering", uses: Uses::Anything, pure: false },
     Row { name: "link", folder: "tests/link", uses: Uses::Anything, pure: false },
     Row { name: "postgres", folder: "tests/postgres", uses: Uses::Anything, pure: false },
