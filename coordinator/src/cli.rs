@@ -1,6 +1,7 @@
 //! The command line: what can be written, and what it does.
 
 mod host;
+pub(crate) mod keep;
 mod link;
 mod migration;
 mod plan;
@@ -21,6 +22,7 @@ use crate::output::{self, Format};
 use crate::serve::{self, ServeArgs};
 use crate::traces;
 use host::{HostCommand, VmCommand};
+use keep::AuthorityCommand;
 use link::{LinkCommand, SiteCommand};
 use migration::MigrationCommand;
 use plan::{MigrateArgs, PlanCommand};
@@ -85,6 +87,9 @@ enum Command {
     /// Who did what.
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// The hosts' CA.
+    #[command(subcommand)]
+    Authority(AuthorityCommand),
 }
 
 /// Runs the program.
@@ -100,6 +105,7 @@ pub(crate) fn run() -> ExitCode {
     let format = cli.output;
     let result = match cli.command {
         Command::Serve(args) => serve::run(args),
+        Command::Authority(command) => keep::authority(command, format),
         command => cli.access.open().and_then(|client| traces::command(|| ask(&client, command, format))),
     };
     match result {
@@ -113,8 +119,8 @@ pub(crate) fn run() -> ExitCode {
 
 fn ask(client: &Client, command: Command, format: Format) -> Result<(), Failure> {
     match command {
-        // Runs without a client.
-        Command::Serve(_) => Ok(()),
+        // Run without a client.
+        Command::Serve(_) | Command::Authority(_) => Ok(()),
         Command::Host(command) => host::host(client, command, format),
         Command::Vm(command) => host::vm(client, command, format),
         Command::Link(command) => link::link(client, command, format),

@@ -52,15 +52,35 @@ pub fn read_secret(path: &Path) -> Result<zeroize::Zeroizing<String>, PkiError> 
     read_private(path, false)
 }
 
+/// Reads a systemd credential: systemd lets a service's user in by an access list, which shows in the group's bits.
+///
+/// # Errors
+/// [`PkiErrorKind::Permission`] when others may read it; file errors.
+pub fn read_credential(path: &Path) -> Result<zeroize::Zeroizing<String>, PkiError> {
+    read_private(path, true)
+}
+
 /// Replaces a public file atomically: readers see the old or the new content, also after a crash.
 ///
 /// # Errors
 /// File errors; the old content is then still there.
 pub fn replace(path: &Path, content: &[u8]) -> Result<(), PkiError> {
+    replace_with(path, content, PUBLIC)
+}
+
+/// The same for a file that only its owner may read.
+///
+/// # Errors
+/// File errors; the old content is then still there.
+pub fn replace_secret(path: &Path, content: &[u8]) -> Result<(), PkiError> {
+    replace_with(path, content, PRIVATE)
+}
+
+fn replace_with(path: &Path, content: &[u8], mode: u32) -> Result<(), PkiError> {
     let folder = parent_of(path);
     let file_name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = folder.join(format!(".{file_name}.{}", random_suffix()?));
-    let written = write_new(&temporary, content, PUBLIC).and_then(|()| {
+    let written = write_new(&temporary, content, mode).and_then(|()| {
         std::fs::rename(&temporary, path).map_err(|error| PkiError::io("replace", path, error))?;
         sync_folder(folder)
     });

@@ -14,12 +14,11 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use store::{Certificate, JoinGrant, Store};
 
+use crate::ca_key::{self, KEY_FILE, KeySource, WRAPPING_FILE};
 use crate::error::ServiceError;
 
-/// The CA's key, beside the database and never in it: a copy of the database alone signs nothing.
-const KEY_FILE: &str = "ca.key";
 /// The CA's certificate, for people to copy.
-const CERTIFICATE_FILE: &str = "ca.pem";
+pub(crate) const CERTIFICATE_FILE: &str = "ca.pem";
 const CERTIFICATE: &str = "ca-certificate";
 const LIST_NUMBER: &str = "revocation-list-number";
 /// How long the CA is valid: replacing it touches every host.
@@ -48,29 +47,38 @@ impl Authority {
     /// Opens the CA, or makes it where there is none. `names` are the coordinator's DNS names and addresses.
     pub(crate) async fn open(
         folder: &Path,
+        source: &KeySource,
         store: &Store,
         names: Vec<String>,
     ) -> Result<Arc<Self>, ServiceError> {
         let now = SystemTime::now();
-        let key_file = folder.join(KEY_FILE);
-        let ca = match store.fact(CERTIFICATE).await? {
-            Some(certificate) => {
-                let key = pki::read_secret(&key_file).inspect_err(|_error| {
-                    tracing::error!(
-                        file = %key_file.display(),
-                        "this database's CA has a key that is not here; copy ca.key from the coordinator that made it"
-                    );
-                })?;
-                Ca::from_pem(&key, &certificate)?
+        let found = ca_key::find(folder, source)?;
+        let ca = match (store.fact(CERTIFICATE).await?, &found) {
+            (Some(certificate), Some(found)) => Ca::from_pem(&found.pem, &certificate)?,
+            (Some(_), None) => {
+                return Err(ServiceError::Key(format!(
+                    "this database's CA has a key that is not in {}; copy {KEY_FILE} and what it is sealed under                      ({WRAPPING_FILE}, unless it is a credential) from the coordinator that made it",
+                    folder.display()
+                )));
             }
-            None => {
-                let ca = Ca::generate("novaferry", CA_VALID, now)?;
-                // The key first: a certificate without its key would be the end of this CA.
-                pki::write_secret(&key_file, ca.key_pem()?.as_bytes())?;
+            (None, found) => {
+                let ca = match found {
+                    // Given as a whole, or made by a first start that was broken off.
+                    Some(found) => Ca::of_key(&found.pem, "novaferry", CA_VALID, now)?,
+                    None => {
+                        let ca = Ca::generate("novaferry", CA_VALID, now)?;
+                        // The key first: a certificate without its key would be the end of this CA.
+                        ca_key::keep(folder, source, &ca)?;
+                        ca
+                    }
+                };
                 store.set_facts(&[(CERTIFICATE, ca.certificate_pem())]).await?;
                 ca
             }
         };
+        if let Some(found) = found {
+            found.take_over(folder, source)?;
+        }
         pki::write_public(&folder.join(CERTIFICATE_FILE), ca.certificate_pem().as_bytes())?;
         let own = Mutex::new(Own { key: own(&ca, &names, now)?, since: now });
         Ok(Arc::new(Self { ca, names, own }))

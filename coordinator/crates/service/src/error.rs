@@ -33,6 +33,9 @@ pub enum ServiceError {
         "the database was lost, and another coordinator may lead now; start this one again, and it stands by"
     )]
     Replaced,
+    /// The CA's key, or what opens it.
+    #[error("{0}")]
+    Key(String),
     /// What cannot be.
     #[error("{0}; this is a bug")]
     Internal(String),

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::authority::Authority;
+use crate::ca_key::KeySource;
 use crate::error::ServiceError;
 use crate::links::Probes;
 
@@ -48,11 +49,12 @@ pub(crate) fn now() -> Timestamp {
 impl Fleet {
     pub(crate) async fn open(
         folder: &Path,
+        source: &KeySource,
         database: &Database,
         names: Vec<String>,
     ) -> Result<Arc<Self>, ServiceError> {
         let store = Store::open(database).await?;
-        let authority = Authority::open(folder, &store, names).await?;
+        let authority = Authority::open(folder, source, &store, names).await?;
         let (wanted, revoked) = (watch::Sender::new(0), watch::Sender::new(0));
         let probes = Probes::default();
         Ok(Arc::new(Self { store, authority, probes, lines: Mutex::new(BTreeMap::new()), wanted, revoked }))

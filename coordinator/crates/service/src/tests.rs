@@ -53,6 +53,7 @@ impl World {
         let settings = Settings {
             state: folder.path().to_owned(),
             database: None,
+            ca_key: KeySource::default(),
             agents: any,
             api: any,
             metrics: Some(any),

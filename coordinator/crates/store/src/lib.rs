@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use claims::{Answer, Claim, Claimed, answers, within};
 pub use counts::Counts;
-pub use database::Database;
+pub use database::{Database, FolderLock};
 use database::{Hold, Opened};
 pub use error::{StoreError, StoreErrorKind};
 pub use hosts::{Certificate, HostPage, RevokedCertificate};
