@@ -1,13 +1,19 @@
-//! `authority`: what the CA's key is sealed under.
+//! `authority`, `backup` and `restore`: what must outlive the coordinator's machine.
 
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde_json::json;
+use service::backup::{self, Kind, Manifest, Options, Restored, Wanted};
 use service::{KeySource, ServiceError};
 
+use crate::client::Client;
 use crate::failure::Failure;
-use crate::output::{self, Format};
+use crate::output::{self, Format, plain};
 
 /// Name of the credential (systemd, `LoadCredentialEncrypted=`).
 const CREDENTIAL: &str = "novaferry-ca-key";
@@ -92,6 +98,173 @@ pub(super) fn authority(command: AuthorityCommand, format: Format) -> Result<(),
     output::line(&format!("the CA's key is sealed under key {} of {}", done.under, place.display()));
     if let Some(before) = before {
         output::line(&format!("the key before is {before}: remove it once no backup needs it"));
+    }
+    Ok(())
+}
+
+/// Asks for a backup, and keeps it once it is whole.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The file has mode 0600 and is there only when all of it was checked and is on disk; nothing is written over. The CA's key is
+in it, sealed; what it is sealed under is not: keep that apart. It is taken over the API, by an administrator's token, so it
+may be asked for from another machine.
+
+Example:
+  novaferry backup /srv/backup/coordinator-$(date +%F).tar")]
+pub(super) struct BackupArgs {
+    /// Where to.
+    file: PathBuf,
+}
+
+/// Makes a state folder from a backup.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Run it on the coordinator's machine, as root or its user, while the coordinator is stopped. The coordinator that made the backup
+must stay off. Every part is checked before anything is changed; what is in the folder is put aside, never removed.
+
+A backup does not know what was forbidden after it: name the hosts that were revoked since, and make all tokens no good with
+--revoke-tokens if one was. Join tokens of that time are no good any more; a new administrator's token is made.
+
+Examples:
+  novaferry restore coordinator-2026-11-22.tar --dry-run
+  novaferry restore coordinator-2026-11-22.tar --force --revoke-host host-x --revoke-tokens")]
+pub(super) struct RestoreArgs {
+    /// The backup.
+    file: PathBuf,
+    #[command(flatten)]
+    state: State,
+    /// Puts what is in the folder aside, into replaced-TIME in it.
+    #[arg(long)]
+    force: bool,
+    /// Checks the backup and says what would be done; changes nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// A host that was revoked after the backup; give it several times for several.
+    #[arg(long, value_name = "HOST")]
+    revoke_host: Vec<model::Name>,
+    /// Makes all API tokens of the backup no good.
+    #[arg(long)]
+    revoke_tokens: bool,
+}
+
+fn broken(what: &str, path: &Path, error: &io::Error) -> Failure {
+    let what = format!("cannot {what} {}: {error}", path.display());
+    Failure::new("backup", what, "correct the cause, or choose another file")
+}
+
+/// A file that is gone unless it is kept.
+struct Unfinished(PathBuf);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // Kept under its name by now, or never made.
+        drop(std::fs::remove_file(&self.0));
+    }
+}
+
+pub(super) fn backup(client: &Client, args: &BackupArgs, format: Format) -> Result<(), Failure> {
+    let file = &args.file;
+    let exists = || {
+        let what = format!("{} is there already", file.display());
+        Failure::new("exists", what, "choose another file: no backup is written over")
+    };
+    if file.symlink_metadata().is_ok() {
+        return Err(exists());
+    }
+    let (Some(name), parent) = (file.file_name(), file.parent().filter(|path| !path.as_os_str().is_empty()))
+    else {
+        return Err(
+            Failure::new("backup", "this is no name of a file", "name the file of the backup").usage()
+        );
+    };
+    let parent = parent.unwrap_or_else(|| Path::new("."));
+    let part = Unfinished(parent.join(format!(".{}.{}", name.to_string_lossy(), std::process::id())));
+    let mut to = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&part.0)
+        .map_err(|error| broken("make", &part.0, &error))?;
+    client.download("/v1/backup", &mut to)?;
+    to.sync_all().map_err(|error| broken("write", &part.0, &error))?;
+    let manifest = backup::check(&part.0).map_err(failed("backup"))?;
+    match renameat_with(CWD, &part.0, CWD, file, RenameFlags::NOREPLACE) {
+        Err(rustix::io::Errno::EXIST) => return Err(exists()),
+        done => done.map_err(|error| broken("name", file, &error.into()))?,
+    }
+    File::open(parent).and_then(|folder| folder.sync_all()).map_err(|error| broken("keep", file, &error))?;
+    if format == Format::Json {
+        output::json(&json!({ "file": file.display().to_string(), "backup": manifest }));
+        return Ok(());
+    }
+    output::line(&format!("{}: checked, and on disk", file.display()));
+    contents(&manifest);
+    Ok(())
+}
+
+/// Says what is in a backup, and what must be kept beside it.
+fn contents(manifest: &Manifest) {
+    output::line(&format!("made {} by release {}", manifest.made, plain(&manifest.version)));
+    for (name, length) in manifest.files() {
+        output::line(&format!("  {name}, {length} bytes"));
+    }
+    match &manifest.ca_key_under {
+        Some(id) => output::line(&format!(
+            "the CA's key in it is sealed under the key {}, which is NOT in it: keep a copy of that (wrapping.key in the state \
+             folder, or what the credential or --ca-key-from holds) in another place; without it every host must join anew",
+            plain(id)
+        )),
+        None => output::line(
+            "the CA's key is NOT in it: it comes from the credential or --ca-key-from; keep a copy in another place",
+        ),
+    }
+    if manifest.database == Kind::Postgresql {
+        output::line(
+            "the database is NOT in it: back PostgreSQL up with pg_dump, or its log for point-in-time recovery",
+        );
+    }
+}
+
+pub(super) fn restore(args: RestoreArgs, format: Format) -> Result<(), Failure> {
+    let RestoreArgs { file, state: State { folder }, force, dry_run, revoke_host, revoke_tokens } = args;
+    let wanted = Wanted { revoke_hosts: revoke_host, revoke_tokens };
+    let options = Options { force, dry_run, wanted };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
+        Failure::new("runtime", format!("cannot start: {error}"), "check the limits of this process")
+    })?;
+    let restored = runtime.block_on(backup::restore(&file, &folder, &options)).map_err(failed("restore"))?;
+    let Restored { manifest, aside, replaced, token, hosts, tokens, opens } = restored;
+    let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+    if format == Format::Json {
+        output::json(&json!({
+            "dry_run": dry_run, "state": folder.display().to_string(), "backup": manifest, "replaced": replaced,
+            "aside": path(&aside), "token": path(&token), "hosts": hosts, "tokens": tokens, "ca_key_opens": opens,
+        }));
+        return Ok(());
+    }
+    let (restored, put) =
+        if dry_run { ("would be restored", "would be put") } else { ("is restored", "was put") };
+    output::line(&format!("{} {restored} from {}", folder.display(), file.display()));
+    contents(&manifest);
+    if let Some(aside) = path(&aside) {
+        output::line(&format!("what is there {put} into {aside}: {}", replaced.join(", ")));
+    }
+    if opens == Some(false) {
+        output::line(
+            "nothing in the folder opens the CA's key: before the coordinator is started, put wrapping.key there, or give the \
+             credential or --ca-key-from",
+        );
+    }
+    if let Some(token) = path(&token) {
+        let names = hosts.iter().map(|host| host.as_str()).collect::<Vec<_>>().join(", ");
+        output::line(&format!(
+            "{} hosts are let in again ({names}), and {tokens} API tokens are good",
+            hosts.len()
+        ));
+        output::line(
+            "  those that were revoked since: --revoke-host and --revoke-tokens here, before it is started",
+        );
+        output::line(&format!("an administrator's token: {token}"));
     }
     Ok(())
 }

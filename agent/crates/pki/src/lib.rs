@@ -38,7 +38,7 @@ pub use identity::{Identity, IdentityPaths, KeyOrigin};
 pub use keys::PublicKey;
 pub use ledger::{Entry, Serial};
 pub use name::{HOST_URI_PREFIX, InvalidPeerName, PeerName, peer_name};
-pub use report::{CertificateReport, CertificateState, serial_of, show, to_pem};
+pub use report::{CertificateReport, CertificateState, issued_and_ends, serial_of, show, to_pem};
 pub use request::{MAX_REQUEST, NewKey, requested_key};
 pub use verify::{TrustStore, Usage, VerifiedPeer};
 pub use watch::IdentityWatcher;

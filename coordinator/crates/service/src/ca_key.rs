@@ -46,6 +46,8 @@ enum Held {
 pub(crate) struct Found {
     pub(crate) pem: Zeroizing<String>,
     plain: bool,
+    /// It does not lie in the folder at all.
+    pub(crate) whole: bool,
 }
 
 impl KeySource {
@@ -66,6 +68,14 @@ impl KeySource {
         }
         Ok(Held::Wrapping(Wrapping::new(&text)?))
     }
+
+    /// The wrapping key, if it is one that is there.
+    pub(crate) fn wrapping(&self, folder: &Path) -> Result<Option<Wrapping>, ServiceError> {
+        Ok(match self.read(folder)? {
+            Held::Wrapping(wrapping) => Some(wrapping),
+            Held::Key(_) | Held::Nothing => None,
+        })
+    }
 }
 
 /// The key that is there, if there is one.
@@ -76,14 +86,14 @@ pub(crate) fn find(folder: &Path, source: &KeySource) -> Result<Option<Found>, S
         if path.exists() {
             tracing::warn!(file = %path.display(), "not used: the CA's key was given as a whole; remove this file");
         }
-        return Ok(Some(Found { pem, plain: false }));
+        return Ok(Some(Found { pem, plain: false, whole: true }));
     }
     if !path.exists() {
         return Ok(None);
     }
     let text = pki::read_secret(&path)?;
     if !is_sealed(&text) {
-        return Ok(Some(Found { pem: text, plain: true }));
+        return Ok(Some(Found { pem: text, plain: true, whole: false }));
     }
     let pem = match (held, source) {
         (Held::Wrapping(wrapping), KeySource::Beside) => match wrapping.open(&text) {
@@ -103,7 +113,7 @@ pub(crate) fn find(folder: &Path, source: &KeySource) -> Result<Option<Found>, S
              credential (see the unit) or in another place (--ca-key-from)"
         );
     }
-    Ok(Some(Found { pem, plain: false }))
+    Ok(Some(Found { pem, plain: false, whole: false }))
 }
 
 fn missing(folder: &Path, sealed: &str) -> ServiceError {

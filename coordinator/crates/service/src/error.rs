@@ -36,6 +36,9 @@ pub enum ServiceError {
     /// The CA's key, or what opens it.
     #[error("{0}")]
     Key(String),
+    /// A backup, or the folder that it is to go to.
+    #[error("{0}")]
+    Backup(String),
     /// What cannot be.
     #[error("{0}; this is a bug")]
     Internal(String),

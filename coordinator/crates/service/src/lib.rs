@@ -5,6 +5,7 @@
 
 mod api;
 mod authority;
+pub mod backup;
 mod ca_key;
 mod error;
 mod find;
@@ -80,6 +81,7 @@ impl Service {
         let Settings { state, database, ca_key, agents, api, metrics, mut names, access } = settings;
         let database = database.map_or_else(|| Database::Folder(state.clone()), Database::Postgres);
         names.extend(["localhost", "127.0.0.1", "::1"].map(ToOwned::to_owned));
+        backup::refuse_half_restored(&state)?;
         let metrics = match metrics {
             Some(address) => Some(metrics::Endpoint::bind(address).await?),
             None => None,

@@ -4,6 +4,7 @@ mod postgres;
 mod sqlite;
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use sqlx::AnyPool;
@@ -81,13 +82,21 @@ pub struct FolderLock {
 const LOCK: &str = "lock";
 
 impl FolderLock {
-    /// Locks a folder; does not wait.
+    /// Locks a folder; does not wait. A file that root makes for it belongs to the folder's owner.
     ///
     /// # Errors
     /// [`StoreErrorKind::Busy`] when a coordinator uses it; [`StoreErrorKind::Unusable`].
     pub fn take(folder: &Path) -> Result<Self, StoreError> {
-        let file = File::create(folder.join(LOCK)).map_err(|error| {
-            StoreError::unusable(format!("lock the folder {}", folder.display())).caused_by(error)
+        let open = || {
+            let file = File::create(folder.join(LOCK))?;
+            let owner = std::fs::metadata(folder)?;
+            if rustix::process::geteuid().is_root() {
+                std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+            }
+            Ok(file)
+        };
+        let file = open().map_err(|error: std::io::Error| {
+            StoreError::unusable(format!("cannot lock the folder {}", folder.display())).caused_by(error)
         })?;
         rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|error| {
             StoreError::new(StoreErrorKind::Busy, "another coordinator uses this state folder; stop it first")

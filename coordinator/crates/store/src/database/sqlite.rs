@@ -7,10 +7,7 @@ use sqlx::any::AnyPoolOptions;
 use tokio_util::sync::CancellationToken;
 
 use super::{FolderLock, Hold, Opened, READERS};
-use crate::StoreError;
-
-/// Name of the database in its folder.
-pub(crate) const DATABASE: &str = "coordinator.db";
+use crate::{DATABASE, StoreError};
 
 pub(super) async fn open(folder: &Path) -> Result<Opened, StoreError> {
     let lock = FolderLock::take(folder)?;
