@@ -214,6 +214,8 @@ fn of_a_postgresql_database_the_ca_alone_is_backed_up() {
         command
     };
     let coordinator = Coordinator::of(shared(state));
+    let token = done(coordinator.ask(state, &["host", "token", "--site", "berlin"]));
+    drop(Host::join(&coordinator.agents, &token, "host-a"));
     let file = other.path().join("backup");
     let said = done(coordinator.ask(state, &["backup", file.to_str().unwrap()]));
     assert!(said.contains("pg_dump") && !said.contains("coordinator.db"), "{said}");
@@ -224,8 +226,28 @@ fn of_a_postgresql_database_the_ca_alone_is_backed_up() {
     assert!(said.contains("pg_dump"), "{said}");
     std::fs::copy(state.join("wrapping.key"), restored.join("wrapping.key")).unwrap();
     std::fs::write(restored.join("admin-token"), admin).unwrap();
+    // What a database that was put back by its own tools must be told.
+    let address = other.path().join("address");
+    std::fs::write(&address, server.url("novaferry")).unwrap();
+    let told = |made: &str, more: &[&str]| {
+        let mut command = novaferry();
+        command.args(["authority", "restored", "--made", made, "--database-file"]).arg(&address);
+        command.arg("--state").arg(&restored).args(more).output().unwrap()
+    };
+    assert!(fails(told("2126-11-22T03:00:00Z", &[]), 1).contains("is to come"));
+    assert!(fails(told("2026-01-01T03:00:00Z", &["--revoke-host", "nobody"]), 1).contains("no host nobody"));
+    let said = done(told("2026-01-01T03:00:00Z", &[]));
+    assert!(said.contains("let in again: 1 hosts (host-a), 1 API tokens"), "{said}");
     let coordinator = Coordinator::of(shared(&restored));
     done(coordinator.ask(&restored, &["host", "list"]));
+    assert!(
+        done(coordinator.ask(&restored, &["audit", "list"])).contains("told to be of 2026-01-01T03:00:00Z")
+    );
+    let other_state = tempfile::tempdir().unwrap();
+    let mut busy = novaferry();
+    busy.args(["authority", "restored", "--made", "2026-01-01T03:00:00Z", "--database-file"]).arg(&address);
+    let said = fails(busy.arg("--state").arg(other_state.path()).output().unwrap(), 1);
+    assert!(said.contains("stop all of them"), "{said}");
     let two = fails(shared(&restored).output().unwrap(), 1);
     assert!(two.contains("another coordinator uses this state folder"), "{two}");
 }

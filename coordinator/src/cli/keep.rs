@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde_json::json;
-use service::backup::{self, Kind, Manifest, Options, Restored, Wanted};
+use service::backup::{self, Kind, LetIn, Manifest, Options, Restored, Wanted};
 use service::{KeySource, ServiceError};
 
 use crate::client::Client;
@@ -72,6 +72,47 @@ Examples:
         #[arg(long, value_name = "FILE")]
         to: Option<PathBuf>,
     },
+    /// Tells a database that was put back by other tools than `novaferry restore` of which time it is; run it on the
+    /// coordinator's machine, while all coordinators are stopped.
+    #[command(after_help = "\
+Hosts renew their certificates twice a day. A database that knows of which time it is takes in those that were signed since;
+one that does not know refuses them, and those hosts have to join again.
+
+Example:
+  novaferry authority restored --made 2026-11-22T03:00:00Z --database-file /etc/novaferry/database --revoke-host host-x")]
+    Restored {
+        #[command(flatten)]
+        state: State,
+        /// File with the address of the PostgreSQL database; the one in the state folder if not given.
+        #[arg(long, value_name = "FILE")]
+        database_file: Option<PathBuf>,
+        /// When the backup was made, or rather a little before.
+        #[arg(long, value_name = "TIME", value_parser = moment)]
+        made: model::Timestamp,
+        #[command(flatten)]
+        since: Since,
+    },
+}
+
+/// What was forbidden after a backup.
+#[derive(Debug, Args)]
+pub(super) struct Since {
+    /// A host that was revoked after the backup; give it several times for several.
+    #[arg(long, value_name = "HOST")]
+    revoke_host: Vec<model::Name>,
+    /// Makes all API tokens of the backup no good, and a new administrator's.
+    #[arg(long)]
+    revoke_tokens: bool,
+}
+
+impl Since {
+    fn wanted(self) -> Wanted {
+        Wanted { revoke_hosts: self.revoke_host, revoke_tokens: self.revoke_tokens }
+    }
+}
+
+fn moment(text: &str) -> Result<model::Timestamp, String> {
+    text.parse().map_err(|_invalid| "write a time such as 2026-11-22T03:00:00Z".to_owned())
 }
 
 fn failed(code: &'static str) -> impl Fn(ServiceError) -> Failure {
@@ -87,7 +128,12 @@ fn failed(code: &'static str) -> impl Fn(ServiceError) -> Failure {
 }
 
 pub(super) fn authority(command: AuthorityCommand, format: Format) -> Result<(), Failure> {
-    let AuthorityCommand::Rekey { state: State { folder }, from, to } = command;
+    let (folder, from, to) = match command {
+        AuthorityCommand::Rekey { state: State { folder }, from, to } => (folder, from, to),
+        AuthorityCommand::Restored { state: State { folder }, database_file, made, since } => {
+            return restored(&folder, database_file.as_deref(), made, &since.wanted(), format);
+        }
+    };
     let done = service::rekey(&folder, &from.source()?, to.as_deref()).map_err(failed("ca-key"))?;
     let before = done.before.as_ref().map(|path| path.display().to_string());
     if format == Format::Json {
@@ -100,6 +146,45 @@ pub(super) fn authority(command: AuthorityCommand, format: Format) -> Result<(),
         output::line(&format!("the key before is {before}: remove it once no backup needs it"));
     }
     Ok(())
+}
+
+fn restored(
+    folder: &Path,
+    database: Option<&Path>,
+    made: model::Timestamp,
+    wanted: &Wanted,
+    format: Format,
+) -> Result<(), Failure> {
+    let read = |path: &Path| {
+        std::fs::read_to_string(path).map(|text| text.trim().to_owned()).map_err(|error| {
+            let what = format!("cannot read {}: {error}", path.display());
+            Failure::new("database", what, "write the database's address into it").usage()
+        })
+    };
+    let database = database.map(read).transpose()?;
+    let told = backup::tell_restored(folder, database, made, wanted);
+    let LetIn { hosts, tokens } = runtime()?.block_on(told).map_err(failed("restore"))?;
+    if format == Format::Json {
+        output::json(&json!({ "made": made, "hosts": hosts, "tokens": tokens }));
+        return Ok(());
+    }
+    let_in(&LetIn { hosts, tokens });
+    Ok(())
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
+        Failure::new("runtime", format!("cannot start: {error}"), "check the limits of this process")
+    })
+}
+
+/// Says who is let in by a database from a backup.
+fn let_in(LetIn { hosts, tokens }: &LetIn) {
+    let names = hosts.iter().map(|host| host.as_str()).collect::<Vec<_>>().join(", ");
+    output::line(&format!("let in again: {} hosts ({names}), {tokens} API tokens", hosts.len()));
+    output::line(
+        "  those that were revoked since: --revoke-host and --revoke-tokens here, before it is started",
+    );
 }
 
 /// Asks for a backup, and keeps it once it is whole.
@@ -139,12 +224,8 @@ pub(super) struct RestoreArgs {
     /// Checks the backup and says what would be done; changes nothing.
     #[arg(long)]
     dry_run: bool,
-    /// A host that was revoked after the backup; give it several times for several.
-    #[arg(long, value_name = "HOST")]
-    revoke_host: Vec<model::Name>,
-    /// Makes all API tokens of the backup no good.
-    #[arg(long)]
-    revoke_tokens: bool,
+    #[command(flatten)]
+    since: Since,
 }
 
 fn broken(what: &str, path: &Path, error: &io::Error) -> Failure {
@@ -226,14 +307,10 @@ fn contents(manifest: &Manifest) {
 }
 
 pub(super) fn restore(args: RestoreArgs, format: Format) -> Result<(), Failure> {
-    let RestoreArgs { file, state: State { folder }, force, dry_run, revoke_host, revoke_tokens } = args;
-    let wanted = Wanted { revoke_hosts: revoke_host, revoke_tokens };
-    let options = Options { force, dry_run, wanted };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
-        Failure::new("runtime", format!("cannot start: {error}"), "check the limits of this process")
-    })?;
-    let restored = runtime.block_on(backup::restore(&file, &folder, &options)).map_err(failed("restore"))?;
-    let Restored { manifest, aside, replaced, token, hosts, tokens, opens } = restored;
+    let RestoreArgs { file, state: State { folder }, force, dry_run, since } = args;
+    let options = Options { force, dry_run, wanted: since.wanted() };
+    let done = runtime()?.block_on(backup::restore(&file, &folder, &options)).map_err(failed("restore"))?;
+    let Restored { manifest, aside, replaced, token, let_in: LetIn { hosts, tokens }, opens } = done;
     let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
     if format == Format::Json {
         output::json(&json!({
@@ -256,14 +333,7 @@ pub(super) fn restore(args: RestoreArgs, format: Format) -> Result<(), Failure> 
         );
     }
     if let Some(token) = path(&token) {
-        let names = hosts.iter().map(|host| host.as_str()).collect::<Vec<_>>().join(", ");
-        output::line(&format!(
-            "{} hosts are let in again ({names}), and {tokens} API tokens are good",
-            hosts.len()
-        ));
-        output::line(
-            "  those that were revoked since: --revoke-host and --revoke-tokens here, before it is started",
-        );
+        let_in(&LetIn { hosts, tokens });
         output::line(&format!("an administrator's token: {token}"));
     }
     Ok(())

@@ -25,7 +25,7 @@ use crate::fleet::{Fleet, now};
 use crate::seal::{is_sealed, sealed_under};
 
 pub(crate) use restore::refuse_half_restored;
-pub use restore::{Options, Restored, Wanted, restore};
+pub use restore::{LetIn, Options, Restored, Wanted, restore, tell_restored};
 
 /// What the file looks like. Another number is another form.
 const FORMAT: u32 = 1;

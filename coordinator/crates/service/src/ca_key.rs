@@ -98,12 +98,19 @@ pub(crate) fn find(folder: &Path, source: &KeySource) -> Result<Option<Found>, S
     let pem = match (held, source) {
         (Held::Wrapping(wrapping), KeySource::Beside) => match wrapping.open(&text) {
             Ok(pem) => pem,
-            // A change of the wrapping key that was broken off between its two files.
-            Err(error) => finish_change(folder, &text)?.ok_or(error)?,
+            // A change of the wrapping key that was broken off between its two files, or an older backup that was restored.
+            Err(error) => match finish_change(folder, &text)? {
+                Some(pem) => pem,
+                None => with_older(folder, &text)?.ok_or(error)?,
+            },
         },
         (Held::Wrapping(wrapping), _) => wrapping.open(&text)?,
         (Held::Nothing | Held::Key(_), _) => {
-            finish_change(folder, &text)?.ok_or_else(|| missing(folder, &text))?
+            let opened = match finish_change(folder, &text)? {
+                Some(pem) => Some(pem),
+                None => with_older(folder, &text)?,
+            };
+            opened.ok_or_else(|| missing(folder, &text))?
         }
     };
     if *source == KeySource::Beside {
@@ -140,6 +147,17 @@ fn finish_change(folder: &Path, sealed: &str) -> Result<Option<Zeroizing<String>
     let pem = wrapping.open(sealed)?;
     publish(folder)?;
     tracing::info!("finished a change of the wrapping key that was broken off");
+    Ok(Some(pem))
+}
+
+/// Opens with a wrapping key that was set aside when it was changed, if it is there.
+pub(crate) fn with_older(folder: &Path, sealed: &str) -> Result<Option<Zeroizing<String>>, ServiceError> {
+    let path = folder.join(format!("{WRAPPING_FILE}.{}", sealed_under(sealed)?));
+    if !path.exists() {
+        return Ok(None);
+    }
+    let pem = Wrapping::new(&pki::read_secret(&path)?)?.open(sealed)?;
+    tracing::warn!(file = %path.display(), "the CA's key is of an older backup, and this opens it: rename it to wrapping.key");
     Ok(Some(pem))
 }
 

@@ -4,20 +4,24 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use model::Name;
 use model::audit::Deed;
+use model::{Name, Timestamp};
 use store::{DATABASE, Database, FolderLock, Store, StoreErrorKind};
 
 use super::{Kind, Manifest, broken, check, failed, pump, read};
 use crate::api::tokens;
-use crate::ca_key::{KEY_FILE, KeySource, WRAPPING_FILE};
+use crate::ca_key::{KEY_FILE, KeySource, WRAPPING_FILE, with_older};
 use crate::error::ServiceError;
 use crate::fleet::now;
 
 /// Where the new state is made ready. As long as it is there no coordinator starts: it would begin a new CA in a folder that
 /// is half restored.
 pub(crate) const STAGING: &str = ".restore";
+
+/// How long a database may take until it can be used.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// What is done to it before anybody is let in: what was forbidden after the backup is allowed in it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -50,10 +54,8 @@ pub struct Restored {
     pub replaced: Vec<String>,
     /// A new administrator's token, if the database was in the backup.
     pub token: Option<PathBuf>,
-    /// Hosts of the fleet that are not revoked; all of them are let in again.
-    pub hosts: Vec<Name>,
-    /// API tokens that are good.
-    pub tokens: usize,
+    /// Who is let in again.
+    pub let_in: LetIn,
     /// Whether the CA's key can be opened with what is in the folder; none when it is not in the backup.
     pub opens: Option<bool>,
 }
@@ -116,8 +118,7 @@ pub async fn restore(file: &Path, folder: &Path, options: &Options) -> Result<Re
         aside: (!replaced.is_empty()).then(|| aside.clone()),
         replaced,
         token: (manifest.database == Kind::Sqlite).then(|| folder.join(tokens::FIRST)),
-        hosts: Vec::new(),
-        tokens: 0,
+        let_in: LetIn::default(),
         opens: None,
         manifest,
     };
@@ -218,15 +219,14 @@ async fn stage(
     Ok(())
 }
 
-/// Whether the wrapping key in the folder opens the key of the backup.
+/// Whether a wrapping key in the folder opens the key of the backup.
 fn opens(staging: &Path, folder: &Path) -> Result<bool, ServiceError> {
-    let wrapping = folder.join(WRAPPING_FILE);
-    if !wrapping.exists() {
-        return Ok(false);
-    }
     let sealed = pki::read_secret(&staging.join(KEY_FILE))?;
-    let held = KeySource::File(wrapping).wrapping(folder)?;
-    Ok(held.is_some_and(|wrapping| wrapping.open(&sealed).is_ok()))
+    let wrapping = KeySource::Beside.wrapping(folder)?;
+    if wrapping.is_some_and(|wrapping| wrapping.open(&sealed).is_ok()) {
+        return Ok(true);
+    }
+    Ok(with_older(folder, &sealed)?.is_some())
 }
 
 fn deed(action: &str, subject: String, detail: String) -> Deed {
@@ -234,32 +234,21 @@ fn deed(action: &str, subject: String, detail: String) -> Deed {
     Deed { at: now(), actor, action: action.to_owned(), subject, outcome, detail }
 }
 
+/// What a database that came from a backup lets in.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct LetIn {
+    /// Hosts of the fleet that are not revoked.
+    pub hosts: Vec<Name>,
+    /// API tokens that are good.
+    pub tokens: usize,
+}
+
 async fn database(staging: &Path, options: &Options, restored: &mut Restored) -> Result<(), ServiceError> {
     // Brings the schema up to date, and refuses that of a newer release.
     let store = Store::open(&Database::Folder(staging.to_owned())).await?;
-    store.verify_audit().await?;
     let made = restored.manifest.made;
     let detail = format!("from a backup of {made} by release {}", restored.manifest.version);
-    store.restored(made, deed("restore", String::new(), detail)).await?;
-    for host in &options.wanted.revoke_hosts {
-        let detail = "revoked since the backup".to_owned();
-        store.revoke_host(host, deed("revoke-host", host.to_string(), detail)).await.map_err(|error| {
-            match error.kind() {
-                StoreErrorKind::NotFound => refused(format!(
-                    "the backup knows no host {host}; leave it out: what it does not know has no line"
-                )),
-                _ => error.into(),
-            }
-        })?;
-    }
-    if options.wanted.revoke_tokens {
-        store.revoke_api_tokens(deed("manage-tokens", String::new(), "revoked all".to_owned())).await?;
-    }
-    let hosts = store.hosts().await?;
-    restored.hosts = hosts.into_iter().filter(|host| host.revoked.is_none()).map(|host| host.name).collect();
-    let now = now();
-    let good = |token: &store::ApiToken| token.revoked.is_none() && token.expires.is_none_or(|end| end > now);
-    restored.tokens = store.api_tokens().await?.iter().filter(|token| good(token)).count();
+    restored.let_in = settle(&store, made, detail, &options.wanted).await?;
     tokens::another(&store, staging, "restored administrator", "restore").await?;
     store.close().await;
     drop(store);
@@ -272,6 +261,74 @@ async fn database(staging: &Path, options: &Options, restored: &mut Restored) ->
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove a lock", &error)),
         Ok(()) | Err(_) => Ok(()),
     }
+}
+
+/// Makes a database that came from a backup ready for use.
+async fn settle(
+    store: &Store,
+    made: Timestamp,
+    detail: String,
+    wanted: &Wanted,
+) -> Result<LetIn, ServiceError> {
+    store.verify_audit().await?;
+    store.restored(made, deed("restore", String::new(), detail)).await?;
+    for host in &wanted.revoke_hosts {
+        let detail = "revoked since the backup".to_owned();
+        store.revoke_host(host, deed("revoke-host", host.to_string(), detail)).await.map_err(|error| {
+            match error.kind() {
+                StoreErrorKind::NotFound => refused(format!(
+                    "the backup knows no host {host}; leave it out: what it does not know has no line"
+                )),
+                _ => error.into(),
+            }
+        })?;
+    }
+    if wanted.revoke_tokens {
+        store.revoke_api_tokens(deed("manage-tokens", String::new(), "revoked all".to_owned())).await?;
+    }
+    let hosts = store.hosts().await?;
+    let hosts = hosts.into_iter().filter(|host| host.revoked.is_none()).map(|host| host.name).collect();
+    let now = now();
+    let good = |token: &store::ApiToken| token.revoked.is_none() && token.expires.is_none_or(|end| end > now);
+    let tokens = store.api_tokens().await?.iter().filter(|token| good(token)).count();
+    Ok(LetIn { hosts, tokens })
+}
+
+/// Tells a database that was put back by other tools than [`restore`] of which time it is: it then takes in the certificates
+/// of the time between. No coordinator may use it. With `revoke_tokens`, an administrator's token is made in `state`.
+///
+/// # Errors
+/// When a coordinator uses it; when the time is to come; what the database says.
+pub async fn tell_restored(
+    state: &Path,
+    database: Option<String>,
+    made: Timestamp,
+    wanted: &Wanted,
+) -> Result<LetIn, ServiceError> {
+    if made > now() {
+        return Err(refused(format!(
+            "{made} is to come; give the time of the backup, as 2026-11-22T03:00:00Z"
+        )));
+    }
+    let (database, _lock) = match database {
+        Some(url) => (Database::Postgres(url), Some(FolderLock::take(state)?)),
+        None => {
+            if !state.join(DATABASE).exists() {
+                return Err(refused(format!("there is no {DATABASE} in {}; check --state", state.display())));
+            }
+            (Database::Folder(state.to_owned()), None)
+        }
+    };
+    // One that is led by another waits for its turn; nobody wants that here.
+    let store = tokio::time::timeout(PATIENCE, Store::open(&database)).await.map_err(|_elapsed| {
+        refused("a coordinator uses this database; stop all of them first".to_owned())
+    })??;
+    let let_in = settle(&store, made, format!("told to be of {made}"), wanted).await?;
+    if wanted.revoke_tokens {
+        tokens::another(&store, state, "restored administrator", "restore").await?;
+    }
+    store.close().await;
+    Ok(let_in)
 }
 
 /// Puts the new files in the place of the old ones.

@@ -117,6 +117,15 @@ fn the_wrapping_key_is_changed() {
     assert_eq!(std::fs::read_to_string(done.before.unwrap()).unwrap(), first);
     assert_eq!(sealed_under(&text(path, KEY_FILE)).unwrap(), done.under);
     assert_eq!(key_in(path, &KeySource::Beside), *plain);
+    // As a backup of before has it.
+    let now = text(path, KEY_FILE);
+    pki::replace_secret(
+        &path.join(KEY_FILE),
+        Wrapping::new(&first).unwrap().seal(&plain).unwrap().as_bytes(),
+    )
+    .unwrap();
+    assert_eq!(key_in(path, &KeySource::Beside), *plain);
+    pki::replace_secret(&path.join(KEY_FILE), now.as_bytes()).unwrap();
     // Elsewhere.
     let file = secret_file(secrets.path(), "key", &"k".repeat(32));
     let away = KeySource::File(file.clone());

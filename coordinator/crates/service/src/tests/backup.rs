@@ -203,7 +203,7 @@ async fn a_restore_is_whole_or_does_nothing() {
     let dry = Options { dry_run: true, force: true, ..Options::default() };
     let would = restore(&file, folder, &dry).await.unwrap();
     assert_eq!(list(folder), before, "a dry run changed something");
-    assert_eq!((would.opens, would.hosts.len()), (Some(true), 1));
+    assert_eq!((would.opens, would.let_in.hosts.len()), (Some(true), 1));
     let nobody = Wanted { revoke_hosts: vec!["nobody".parse().unwrap()], ..Wanted::default() };
     let wrong = Options { force: true, wanted: nobody, ..Options::default() };
     let said = restore(&file, folder, &wrong).await.unwrap_err().to_string();
