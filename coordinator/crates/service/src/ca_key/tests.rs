@@ -170,3 +170,62 @@ fn only_the_key_of_this_ca_is_sealed_anew_and_only_while_no_coordinator_runs() {
     let said = rekey(folder.path(), &KeySource::Beside, None).unwrap_err().to_string();
     assert!(said.contains("stop it first"), "{said}");
 }
+
+/// A first or later start in a folder; gives the CA's certificate.
+async fn start(folder: &Path, ca_key: KeySource) -> Result<String, ServiceError> {
+    let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    let settings = crate::Settings {
+        state: folder.to_owned(),
+        database: None,
+        ca_key,
+        agents: any,
+        api: any,
+        metrics: None,
+        names: Vec::new(),
+        access: crate::Access::default(),
+    };
+    crate::Service::open(settings).await?;
+    Ok(text(folder, CERTIFICATE_FILE))
+}
+
+#[tokio::test]
+async fn a_coordinator_begins_with_the_key_that_it_is_given() {
+    let (folder, secrets) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let pem = ca().key_pem().unwrap();
+    let given = KeySource::File(secret_file(secrets.path(), "key", &pem));
+    let first = start(folder.path(), given.clone()).await.unwrap();
+    Ca::from_pem(&pem, &first).unwrap();
+    assert!(!folder.path().join(KEY_FILE).exists() && !folder.path().join(WRAPPING_FILE).exists());
+    assert_eq!(start(folder.path(), given).await.unwrap(), first);
+    // Another key is not this CA's, and none is none.
+    let other = KeySource::File(secret_file(secrets.path(), "other", &ca().key_pem().unwrap()));
+    let said = start(folder.path(), other).await.unwrap_err().to_string();
+    assert!(said.contains("do not belong together"), "{said}");
+    let said = start(folder.path(), KeySource::Beside).await.unwrap_err().to_string();
+    assert!(said.contains("copy ca.key"), "{said}");
+}
+
+#[tokio::test]
+async fn the_open_key_of_an_older_release_is_sealed_at_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let first = start(path, KeySource::Beside).await.unwrap();
+    let pem = key_in(path, &KeySource::Beside);
+    for name in [KEY_FILE, WRAPPING_FILE] {
+        std::fs::remove_file(path.join(name)).unwrap();
+    }
+    // As a copy that belongs to another CA: it is left as it is.
+    let wrong = ca().key_pem().unwrap();
+    secret_file(path, KEY_FILE, &wrong);
+    start(path, KeySource::Beside).await.unwrap_err();
+    assert_eq!(text(path, KEY_FILE), *wrong);
+    std::fs::remove_file(path.join(KEY_FILE)).unwrap();
+    secret_file(path, KEY_FILE, &pem);
+    assert_eq!(start(path, KeySource::Beside).await.unwrap(), first);
+    assert!(is_sealed(&text(path, KEY_FILE)));
+    assert_eq!(key_in(path, &KeySource::Beside), pem);
+    // Nothing half-written is left.
+    let names =
+        std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert!(!names.into_iter().any(|name| name.starts_with('.')));
+}
