@@ -1,6 +1,7 @@
 //! The command line: what can be written, and what it does.
 
 mod host;
+pub(crate) mod keep;
 mod link;
 mod migration;
 mod plan;
@@ -21,6 +22,7 @@ use crate::output::{self, Format};
 use crate::serve::{self, ServeArgs};
 use crate::traces;
 use host::{HostCommand, VmCommand};
+use keep::{AuthorityCommand, BackupArgs, RestoreArgs};
 use link::{LinkCommand, SiteCommand};
 use migration::MigrationCommand;
 use plan::{MigrateArgs, PlanCommand};
@@ -85,6 +87,13 @@ enum Command {
     /// Who did what.
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// The hosts' CA.
+    #[command(subcommand)]
+    Authority(AuthorityCommand),
+    /// Takes a backup while the coordinator serves.
+    Backup(BackupArgs),
+    /// Makes a state folder from a backup.
+    Restore(RestoreArgs),
 }
 
 /// Runs the program.
@@ -100,6 +109,8 @@ pub(crate) fn run() -> ExitCode {
     let format = cli.output;
     let result = match cli.command {
         Command::Serve(args) => serve::run(args),
+        Command::Authority(command) => keep::authority(command, format),
+        Command::Restore(args) => keep::restore(args, format),
         command => cli.access.open().and_then(|client| traces::command(|| ask(&client, command, format))),
     };
     match result {
@@ -113,8 +124,9 @@ pub(crate) fn run() -> ExitCode {
 
 fn ask(client: &Client, command: Command, format: Format) -> Result<(), Failure> {
     match command {
-        // Runs without a client.
-        Command::Serve(_) => Ok(()),
+        // Run without a client.
+        Command::Serve(_) | Command::Authority(_) | Command::Restore(_) => Ok(()),
+        Command::Backup(args) => keep::backup(client, &args, format),
         Command::Host(command) => host::host(client, command, format),
         Command::Vm(command) => host::vm(client, command, format),
         Command::Link(command) => link::link(client, command, format),

@@ -15,6 +15,8 @@ use crate::traces;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a long answer may take to begin.
+const MOST_WAIT: Duration = Duration::from_secs(600);
 /// Largest answer that is read, bytes: a fleet of 10,000 VMs takes about 4 MiB.
 const MOST_ANSWER: u64 = 64 << 20;
 
@@ -179,6 +181,22 @@ impl Client {
     pub(crate) fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
         let request = self.agent.delete(format!("{}{path}", self.url));
         self.read(request.header("authorization", format!("Bearer {}", self.token)).call())
+    }
+
+    /// Asks for something of any length, and writes it. It may take as long as it goes on.
+    pub(crate) fn download(&self, path: &str, to: &mut impl std::io::Write) -> Result<(), Failure> {
+        let request = self.agent.post(format!("{}{path}", self.url)).config();
+        let request = request.timeout_global(None).timeout_recv_response(Some(MOST_WAIT)).build();
+        let answer = request.header("authorization", format!("Bearer {}", self.token)).send_empty();
+        let mut answer = match answer {
+            Ok(answer) if answer.status().is_success() => answer,
+            other => return self.body(other).map(drop),
+        };
+        let mut from = answer.body_mut().with_config().limit(u64::MAX).reader();
+        std::io::copy(&mut from, to).map(drop).map_err(|error| {
+            let what = format!("the answer broke off, or cannot be written: {error}");
+            Failure::new("broken-off", what, "check the coordinator's log and the free space, and try again")
+        })
     }
 
     fn read<T: DeserializeOwned>(

@@ -6,10 +6,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 use sd_notify::NotifyState;
-use service::{Access, Limits, Secret, Service, ServiceError, Settings};
+use service::{Access, KeySource, Limits, Secret, Service, ServiceError, Settings};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::cli::keep::KeyFrom;
 use crate::failure::Failure;
 use crate::traces;
 
@@ -39,6 +40,8 @@ pub(crate) struct ServeArgs {
     /// File with the address of the database.
     #[arg(long, value_name = "FILE", conflicts_with = "database")]
     database_file: Option<PathBuf>,
+    #[command(flatten)]
+    ca_key: KeyFrom,
     /// Where agents dial.
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:7444")]
     agents: SocketAddr,
@@ -118,7 +121,7 @@ pub(crate) fn run(mut args: ServeArgs) -> Result<(), Failure> {
     traces::service(filter, || run_to_the_end(args))
 }
 
-fn run_to_the_end(args: ServeArgs) -> Result<(), Failure> {
+fn run_to_the_end(mut args: ServeArgs) -> Result<(), Failure> {
     let runtime = tokio::runtime::Runtime::new().map_err(|error| {
         Failure::new("runtime", format!("cannot start threads: {error}"), "check the limits of this process")
     })?;
@@ -129,7 +132,8 @@ fn run_to_the_end(args: ServeArgs) -> Result<(), Failure> {
         },
         secret: secret(args.auth_secret_file.clone())?,
     };
-    runtime.block_on(serve(args, access)).map_err(|error| {
+    let ca_key = std::mem::take(&mut args.ca_key).source()?;
+    runtime.block_on(serve(args, ca_key, access)).map_err(|error| {
         let mut text = error.to_string();
         let mut cause = std::error::Error::source(&error);
         while let Some(error) = cause {
@@ -140,7 +144,7 @@ fn run_to_the_end(args: ServeArgs) -> Result<(), Failure> {
     })
 }
 
-async fn serve(args: ServeArgs, access: Access) -> Result<(), ServiceError> {
+async fn serve(args: ServeArgs, ca_key: KeySource, access: Access) -> Result<(), ServiceError> {
     let ServeArgs { state, database, agents, api, metrics, name, .. } = args;
     let stop = CancellationToken::new();
     // Before anything that others can see: a signal that comes early must not kill.
@@ -153,7 +157,8 @@ async fn serve(args: ServeArgs, access: Access) -> Result<(), ServiceError> {
             stop.cancel();
         });
     }
-    let opened = Service::open(Settings { state, database, agents, api, metrics, names: name, access });
+    let opened =
+        Service::open(Settings { state, database, ca_key, agents, api, metrics, names: name, access });
     let service = tokio::select! {
         service = opened => service?,
         // One that stands by may do so for long.

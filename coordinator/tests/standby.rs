@@ -82,7 +82,9 @@ fn killing_the_leader_loses_nothing() {
     let [first, second] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let mut leader = Coordinator::start(first.path(), &database);
     let mut url = leader.leads();
-    std::fs::copy(first.path().join("ca.key"), second.path().join("ca.key")).unwrap();
+    for file in ["ca.key", "wrapping.key"] {
+        std::fs::copy(first.path().join(file), second.path().join(file)).unwrap();
+    }
 
     let mut confirmed = Vec::new();
     for round in 0..4 {

@@ -183,6 +183,7 @@ pub const HEAVY: &[Heavy] = &[
     },
     Heavy { package: "sqlx", owners: &[owner("store")] },
     Heavy { package: "axum", owners: &[owner("service")] },
+    Heavy { package: "tar", owners: &[owner("service")] },
     Heavy { package: "governor", owners: &[owner("service")] },
     Heavy { package: "jsonwebtoken", owners: &[owner("service")] },
     Heavy { package: "jsonschema", owners: &[in_tests("service", "checks answers against the description")] },

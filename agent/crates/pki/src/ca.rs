@@ -69,7 +69,18 @@ impl Ca {
     /// # Errors
     /// [`PkiErrorKind::Io`] when the kernel gives no random numbers.
     pub fn generate(what: &str, valid: Duration, now: SystemTime) -> Result<Self, PkiError> {
-        let key = keys::generate()?;
+        Self::begin(keys::generate()?, what, valid, now)
+    }
+
+    /// Makes the certificate of a key that is there already, in PEM.
+    ///
+    /// # Errors
+    /// [`PkiErrorKind::Malformed`] when it is no such key.
+    pub fn of_key(key: &str, what: &str, valid: Duration, now: SystemTime) -> Result<Self, PkiError> {
+        Self::begin(read_key(key)?, what, valid, now)
+    }
+
+    fn begin(key: SigningKey, what: &str, valid: Duration, now: SystemTime) -> Result<Self, PkiError> {
         let mut parameters = CertificateParams::default();
         parameters.distinguished_name = common_name(&format!("{what} CA {}", files::random_suffix()?));
         parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -87,11 +98,7 @@ impl Ca {
     /// # Errors
     /// [`PkiErrorKind::Malformed`]; [`PkiErrorKind::Mismatch`] when they do not belong together.
     pub fn from_pem(key: &str, certificate: &str) -> Result<Self, PkiError> {
-        let malformed = |what: &str| {
-            PkiError::new(PkiErrorKind::Malformed, format!("the CA's {what}"), "restore it from a backup")
-        };
-        let key = SigningKey::from_pkcs8_pem(key)
-            .map_err(|error| malformed("key is no Ed25519 private key (PKCS#8 PEM)").caused_by(error))?;
+        let key = read_key(key)?;
         let der = CertificateDer::from_pem_slice(certificate.as_bytes())
             .map_err(|error| malformed("certificate is no PEM certificate").caused_by(error))?;
         Self::of(key, der, certificate.to_owned())
@@ -220,6 +227,15 @@ impl Ca {
     fn issuer(&self) -> Result<Issuer<'static, CertificateSigner<'_>>, PkiError> {
         Issuer::from_ca_cert_der(&self.certificate, CertificateSigner::new(&self.key)).map_err(encode)
     }
+}
+
+fn malformed(what: &str) -> PkiError {
+    PkiError::new(PkiErrorKind::Malformed, format!("the CA's {what}"), "restore it from a backup")
+}
+
+fn read_key(pem: &str) -> Result<SigningKey, PkiError> {
+    SigningKey::from_pkcs8_pem(pem)
+        .map_err(|error| malformed("key is no Ed25519 private key (PKCS#8 PEM)").caused_by(error))
 }
 
 fn common_name(name: &str) -> DistinguishedName {

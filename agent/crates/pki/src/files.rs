@@ -52,15 +52,36 @@ pub fn read_secret(path: &Path) -> Result<zeroize::Zeroizing<String>, PkiError> 
     read_private(path, false)
 }
 
+/// Reads a systemd credential: systemd lets a service's user in by an access list, which shows in the group's bits.
+///
+/// # Errors
+/// [`PkiErrorKind::Permission`] when others may read it; file errors.
+pub fn read_credential(path: &Path) -> Result<zeroize::Zeroizing<String>, PkiError> {
+    read_private(path, true)
+}
+
 /// Replaces a public file atomically: readers see the old or the new content, also after a crash.
 ///
 /// # Errors
 /// File errors; the old content is then still there.
 pub fn replace(path: &Path, content: &[u8]) -> Result<(), PkiError> {
+    replace_with(path, content, PUBLIC)
+}
+
+/// The same for a file that only its owner may read.
+///
+/// # Errors
+/// File errors; the old content is then still there.
+pub fn replace_secret(path: &Path, content: &[u8]) -> Result<(), PkiError> {
+    replace_with(path, content, PRIVATE)
+}
+
+fn replace_with(path: &Path, content: &[u8], mode: u32) -> Result<(), PkiError> {
     let folder = parent_of(path);
     let file_name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = folder.join(format!(".{file_name}.{}", random_suffix()?));
-    let written = write_new(&temporary, content, PUBLIC).and_then(|()| {
+    let written = write_new(&temporary, content, mode).and_then(|()| {
+        give(&temporary, folder).map_err(|error| PkiError::io("give away", &temporary, error))?;
         std::fs::rename(&temporary, path).map_err(|error| PkiError::io("replace", path, error))?;
         sync_folder(folder)
     });
@@ -69,6 +90,15 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<(), PkiError> {
         drop(std::fs::remove_file(&temporary));
     }
     written
+}
+
+/// What root makes in a folder belongs to the folder's owner.
+fn give(path: &Path, folder: &Path) -> std::io::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let owner = std::fs::metadata(folder)?;
+    std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid()))
 }
 
 /// Makes the entries of a folder durable.
@@ -144,7 +174,10 @@ pub(super) fn read_private(
         ));
     }
     let us = rustix::process::geteuid().as_raw();
-    if metadata.uid() != us && metadata.uid() != 0 {
+    // Root may look after the folder of a service's user.
+    let folder = std::fs::metadata(parent_of(path)).map_err(|error| PkiError::io("inspect", path, error))?;
+    let looked_after = us == 0 && folder.uid() == metadata.uid();
+    if metadata.uid() != us && metadata.uid() != 0 && !looked_after {
         return Err(PkiError::new(
             PkiErrorKind::Permission,
             format!(

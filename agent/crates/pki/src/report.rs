@@ -127,6 +127,16 @@ fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>,
     })
 }
 
+/// When a certificate was issued (see [`crate::BACKDATE`]), and the end of its validity.
+///
+/// # Errors
+/// [`PkiErrorKind::Malformed`].
+pub fn issued_and_ends(certificate: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime), PkiError> {
+    let certificate = parse(certificate)?;
+    let validity = certificate.validity();
+    Ok((system_time(validity.not_before) + crate::BACKDATE, system_time(validity.not_after)))
+}
+
 /// A certificate's serial number, as ours are: 16 bytes.
 ///
 /// # Errors

@@ -71,6 +71,8 @@ pub enum Action {
     ManageLinks,
     /// See the audit log.
     Audit,
+    /// Copy all that the coordinator remembers.
+    Backup,
 }
 
 impl Action {
@@ -80,7 +82,9 @@ impl Action {
         match self {
             Self::Look => Role::Viewer,
             Self::Migrate | Self::Resolve | Self::ManageLinks => Role::Operator,
-            Self::InviteHost | Self::RevokeHost | Self::ManageTokens | Self::Audit => Role::Admin,
+            Self::InviteHost | Self::RevokeHost | Self::ManageTokens | Self::Audit | Self::Backup => {
+                Role::Admin
+            }
         }
     }
 
@@ -96,6 +100,7 @@ impl Action {
             Self::ManageTokens => "manage-tokens",
             Self::ManageLinks => "manage-links",
             Self::Audit => "audit",
+            Self::Backup => "backup",
         }
     }
 }
@@ -116,9 +121,10 @@ mod tests {
             A::ManageTokens,
             A::ManageLinks,
             A::Audit,
+            A::Backup,
         ];
         let may = |role: Role| all.iter().filter(|action| action.needs() <= role).count();
-        assert_eq!((may(Role::Viewer), may(Role::Operator), may(Role::Admin)), (1, 4, 8));
+        assert_eq!((may(Role::Viewer), may(Role::Operator), may(Role::Admin)), (1, 4, 9));
         for role in [Role::Viewer, Role::Operator, Role::Admin] {
             assert_eq!(role.to_string().parse(), Ok(role));
         }

@@ -3,6 +3,7 @@
 //! [`gate`]: who asks, how much, whether it was asked before (`Idempotency-Key`), and what of the answer is known (`ETag`).
 
 mod audit;
+mod backup;
 pub(crate) mod caller;
 mod document;
 mod etag;
@@ -71,6 +72,7 @@ fn routes() -> OpenApiRouter<Arc<Fleet>> {
         .routes(routes!(tokens::revoke))
         .routes(routes!(audit::list))
         .routes(routes!(audit::check))
+        .routes(routes!(backup::make))
         .routes(routes!(document::json))
         .routes(routes!(document::page))
 }

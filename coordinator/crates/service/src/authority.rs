@@ -14,12 +14,12 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use store::{Certificate, JoinGrant, Store};
 
+use crate::backup;
+use crate::ca_key::{self, KEY_FILE, KeySource, WRAPPING_FILE};
 use crate::error::ServiceError;
 
-/// The CA's key, beside the database and never in it: a copy of the database alone signs nothing.
-const KEY_FILE: &str = "ca.key";
 /// The CA's certificate, for people to copy.
-const CERTIFICATE_FILE: &str = "ca.pem";
+pub(crate) const CERTIFICATE_FILE: &str = "ca.pem";
 const CERTIFICATE: &str = "ca-certificate";
 const LIST_NUMBER: &str = "revocation-list-number";
 /// How long the CA is valid: replacing it touches every host.
@@ -34,6 +34,8 @@ const OWN_AGE: Duration = Duration::from_secs(86_400);
 #[derive(Debug)]
 pub(crate) struct Authority {
     ca: Ca,
+    /// Its key was given as a whole, and does not lie in the state folder.
+    given: bool,
     names: Vec<String>,
     own: Mutex<Own>,
 }
@@ -48,32 +50,42 @@ impl Authority {
     /// Opens the CA, or makes it where there is none. `names` are the coordinator's DNS names and addresses.
     pub(crate) async fn open(
         folder: &Path,
+        source: &KeySource,
         store: &Store,
         names: Vec<String>,
     ) -> Result<Arc<Self>, ServiceError> {
         let now = SystemTime::now();
-        let key_file = folder.join(KEY_FILE);
-        let ca = match store.fact(CERTIFICATE).await? {
-            Some(certificate) => {
-                let key = pki::read_secret(&key_file).inspect_err(|_error| {
-                    tracing::error!(
-                        file = %key_file.display(),
-                        "this database's CA has a key that is not here; copy ca.key from the coordinator that made it"
-                    );
-                })?;
-                Ca::from_pem(&key, &certificate)?
+        let found = ca_key::find(folder, source)?;
+        let ca = match (store.fact(CERTIFICATE).await?, &found) {
+            (Some(certificate), Some(found)) => Ca::from_pem(&found.pem, &certificate)?,
+            (Some(_), None) => {
+                return Err(ServiceError::Key(format!(
+                    "this database's CA has a key that is not in {}; copy {KEY_FILE} and what it is sealed under                      ({WRAPPING_FILE}, unless it is a credential) from the coordinator that made it",
+                    folder.display()
+                )));
             }
-            None => {
-                let ca = Ca::generate("novaferry", CA_VALID, now)?;
-                // The key first: a certificate without its key would be the end of this CA.
-                pki::write_secret(&key_file, ca.key_pem()?.as_bytes())?;
+            (None, found) => {
+                let ca = match found {
+                    // Given as a whole, or made by a first start that was broken off.
+                    Some(found) => Ca::of_key(&found.pem, "novaferry", CA_VALID, now)?,
+                    None => {
+                        let ca = Ca::generate("novaferry", CA_VALID, now)?;
+                        // The key first: a certificate without its key would be the end of this CA.
+                        ca_key::keep(folder, source, &ca)?;
+                        ca
+                    }
+                };
                 store.set_facts(&[(CERTIFICATE, ca.certificate_pem())]).await?;
                 ca
             }
         };
+        let given = found.as_ref().is_some_and(|found| found.whole);
+        if let Some(found) = found {
+            found.take_over(folder, source)?;
+        }
         pki::write_public(&folder.join(CERTIFICATE_FILE), ca.certificate_pem().as_bytes())?;
         let own = Mutex::new(Own { key: own(&ca, &names, now)?, since: now });
-        Ok(Arc::new(Self { ca, names, own }))
+        Ok(Arc::new(Self { ca, given, names, own }))
     }
 
     pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
@@ -82,6 +94,11 @@ impl Authority {
 
     pub(crate) fn certificate_pem(&self) -> &str {
         self.ca.certificate_pem()
+    }
+
+    /// Its key as it lies in the state folder, if it does.
+    pub(crate) fn sealed_key(&self, folder: &Path) -> Result<Option<String>, ServiceError> {
+        if self.given { Ok(None) } else { backup::sealed_key(folder).map(Some) }
     }
 
     /// When the CA ends, and the certificate that is shown now.
@@ -102,6 +119,23 @@ impl Authority {
         let (serial, certificate) = next(host, deed.at)?;
         let grant = store.join(digest, &certificate, deed).await?;
         Ok((grant, self.sign(host, key, serial, &certificate)?))
+    }
+
+    /// Whether a host's certificate that was shown is in the book and good, or belongs there (see [`Store::adopt`]).
+    pub(crate) async fn knows(
+        &self,
+        store: &Store,
+        host: &Name,
+        certificate: &CertificateDer<'_>,
+        deed: impl FnOnce() -> Deed,
+    ) -> Result<bool, ServiceError> {
+        let serial = pki::serial_of(certificate)?.to_string();
+        if store.is_good_certificate(&serial).await? {
+            return Ok(true);
+        }
+        let (issued, ends) = pki::issued_and_ends(certificate)?;
+        let entry = Certificate { serial, host: host.clone(), not_after: timestamp(ends)? };
+        Ok(store.adopt(&entry, timestamp(issued)?, deed()).await?)
     }
 
     /// Signs a host's next certificate.
@@ -132,8 +166,9 @@ impl Authority {
 
     /// A fresh revocation list, as PEM.
     pub(crate) async fn revocations(&self, store: &Store, now: Timestamp) -> Result<String, ServiceError> {
-        let number =
-            store.fact(LIST_NUMBER).await?.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0) + 1;
+        let known = store.fact(LIST_NUMBER).await?.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+        // Numbers only grow, also past those that were given out after the backup that this database came from.
+        let number = (known + 1).max(u64::try_from(now.as_millisecond()).unwrap_or(0));
         store.set_facts(&[(LIST_NUMBER, &number.to_string())]).await?;
         let mut revoked = Vec::new();
         for one in store.revoked_certificates(now).await? {
@@ -185,6 +220,12 @@ fn next(host: &Name, now: Timestamp) -> Result<(Serial, Certificate), ServiceErr
     let serial = Serial::random()?;
     let not_after = now.checked_add(HOST_VALID).map_err(|error| ServiceError::internal(error.to_string()))?;
     Ok((serial, Certificate { serial: serial.to_string(), host: host.clone(), not_after }))
+}
+
+fn timestamp(time: SystemTime) -> Result<Timestamp, ServiceError> {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let seconds = i64::try_from(since.as_secs()).map_err(ServiceError::internal)?;
+    Timestamp::from_second(seconds).map_err(ServiceError::internal)
 }
 
 fn system_time(time: Timestamp) -> SystemTime {

@@ -33,6 +33,12 @@ pub enum ServiceError {
         "the database was lost, and another coordinator may lead now; start this one again, and it stands by"
     )]
     Replaced,
+    /// The CA's key, or what opens it.
+    #[error("{0}")]
+    Key(String),
+    /// A backup, or the folder that it is to go to.
+    #[error("{0}")]
+    Backup(String),
     /// What cannot be.
     #[error("{0}; this is a bug")]
     Internal(String),

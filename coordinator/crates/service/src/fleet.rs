@@ -1,7 +1,7 @@
 //! What all parts of the coordinator share: the store, the CA, who is connected, and the news that wake lines up.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use model::audit::Deed;
@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::authority::Authority;
+use crate::ca_key::KeySource;
 use crate::error::ServiceError;
 use crate::events::Hub;
 use crate::links::Probes;
@@ -21,6 +22,10 @@ use crate::links::Probes;
 pub(crate) struct Fleet {
     pub(crate) store: Store,
     pub(crate) authority: Arc<Authority>,
+    /// Folder of the CA's key.
+    pub(crate) state: PathBuf,
+    /// Whose turn it is to make a backup.
+    pub(crate) backups: Arc<tokio::sync::Mutex<()>>,
     /// Probes of links.
     pub(crate) probes: Probes,
     /// What changes.
@@ -37,6 +42,8 @@ pub(crate) struct Fleet {
 struct Connected {
     since: Timestamp,
     seen: Timestamp,
+    /// How far its clock was ahead of ours, milliseconds.
+    ahead_ms: i64,
     /// Ends the line: a newer one has taken its place.
     end: CancellationToken,
 }
@@ -51,14 +58,16 @@ pub(crate) fn now() -> Timestamp {
 impl Fleet {
     pub(crate) async fn open(
         folder: &Path,
+        source: &KeySource,
         database: &Database,
         names: Vec<String>,
     ) -> Result<Arc<Self>, ServiceError> {
         let store = Store::open(database).await?;
-        let authority = Authority::open(folder, &store, names).await?;
+        let authority = Authority::open(folder, source, &store, names).await?;
         let (wanted, revoked) = (watch::Sender::new(0), watch::Sender::new(0));
         let (probes, events, lines) = (Probes::default(), Hub::default(), Mutex::default());
-        Ok(Arc::new(Self { store, authority, probes, events, lines, wanted, revoked }))
+        let (state, backups) = (folder.to_owned(), Arc::default());
+        Ok(Arc::new(Self { store, authority, state, backups, probes, events, lines, wanted, revoked }))
     }
 
     fn lines(&self) -> MutexGuard<'_, BTreeMap<Name, Connected>> {
@@ -66,9 +75,10 @@ impl Fleet {
     }
 
     /// A host's line is open. What comes back ends it.
-    pub(crate) fn connected(&self, host: &Name) -> CancellationToken {
+    pub(crate) fn connected(&self, host: &Name, clock_ms: i64) -> CancellationToken {
         let (end, now) = (CancellationToken::new(), now());
-        let new = Connected { since: now, seen: now, end: end.clone() };
+        let ahead_ms = clock_ms.saturating_sub(now.as_millisecond());
+        let new = Connected { since: now, seen: now, ahead_ms, end: end.clone() };
         if let Some(older) = self.lines().insert(host.clone(), new) {
             older.end.cancel();
         }
@@ -95,6 +105,11 @@ impl Fleet {
     /// Since when hosts are connected, and when they were heard of last.
     pub(crate) fn connections(&self) -> BTreeMap<Name, (Timestamp, Timestamp)> {
         self.lines().iter().map(|(name, line)| (name.clone(), (line.since, line.seen))).collect()
+    }
+
+    /// How far a connected host's clock was ahead of ours when it connected, milliseconds.
+    pub(crate) fn clock_ahead_ms(&self, host: &Name) -> Option<i64> {
+        self.lines().get(host).map(|line| line.ahead_ms)
     }
 
     pub(crate) fn wanted(&self) -> watch::Receiver<u64> {

@@ -5,6 +5,8 @@
 
 mod api;
 mod authority;
+pub mod backup;
+mod ca_key;
 mod error;
 mod events;
 mod find;
@@ -16,6 +18,7 @@ mod metrics;
 mod moves;
 mod novacron;
 mod plans;
+mod seal;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -24,6 +27,7 @@ use std::sync::Arc;
 pub use api::gate::Access;
 pub use api::jwt::{Secret, ShortSecret};
 pub use api::limit::Limits;
+pub use ca_key::{KeySource, Rekeyed, rekey};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -33,7 +37,7 @@ use control_api::v1::coordinator_server::CoordinatorServer;
 pub use error::ServiceError;
 use fleet::Fleet;
 use listen::Clients;
-use store::Database;
+use store::{Database, FolderLock};
 
 /// What the coordinator is told at its start.
 #[derive(Clone, Debug)]
@@ -42,6 +46,8 @@ pub struct Settings {
     pub state: PathBuf,
     /// A PostgreSQL database, `postgres://…`, that several coordinators share; none for one in the folder.
     pub database: Option<String>,
+    /// What the CA's key is sealed under, or the key itself.
+    pub ca_key: KeySource,
     /// Where agents dial.
     pub agents: SocketAddr,
     /// Where people and programs ask.
@@ -62,6 +68,7 @@ pub struct Service {
     agents: TcpListener,
     api: TcpListener,
     metrics: Option<metrics::Endpoint>,
+    _lock: Option<FolderLock>,
 }
 
 impl Service {
@@ -72,21 +79,27 @@ impl Service {
     /// # Errors
     /// When the folder or an address cannot be used.
     pub async fn open(settings: Settings) -> Result<Self, ServiceError> {
-        let Settings { state, database, agents, api, metrics, mut names, access } = settings;
+        let Settings { state, database, ca_key, agents, api, metrics, mut names, access } = settings;
         let database = database.map_or_else(|| Database::Folder(state.clone()), Database::Postgres);
         names.extend(["localhost", "127.0.0.1", "::1"].map(ToOwned::to_owned));
+        backup::refuse_half_restored(&state)?;
         let metrics = match metrics {
             Some(address) => Some(metrics::Endpoint::bind(address).await?),
             None => None,
         };
-        let fleet = Fleet::open(&state, &database, names).await?;
+        // A SQLite database in it is locked when it is opened.
+        let lock = match &database {
+            Database::Folder(_) => None,
+            Database::Postgres(_) => Some(FolderLock::take(&state)?),
+        };
+        let fleet = Fleet::open(&state, &ca_key, &database, names).await?;
         api::tokens::first(&fleet, &state).await?;
         let listen = async |what: &str, address: SocketAddr| {
             TcpListener::bind(address).await.map_err(|error| ServiceError::listen(what, address, error))
         };
         let gate = Gate::new(Arc::clone(&fleet), access)?;
         let (agents, api) = (listen("agents", agents).await?, listen("the API", api).await?);
-        Ok(Self { fleet, gate, agents, api, metrics })
+        Ok(Self { fleet, gate, agents, api, metrics, _lock: lock })
     }
 
     /// Where agents dial.
@@ -118,7 +131,7 @@ impl Service {
     /// # Errors
     /// When TLS cannot be set up; [`ServiceError::Replaced`] when another coordinator may lead.
     pub async fn run(self, stop: CancellationToken) -> Result<(), ServiceError> {
-        let Self { fleet, gate, agents, api, metrics } = self;
+        let Self { fleet, gate, agents, api, metrics, _lock } = self;
         let (lost, stop) = (fleet.store.lost(), stop.child_token());
         let replaced = tokio::spawn({
             let (lost, stop) = (lost.clone(), stop.clone());

@@ -57,20 +57,25 @@ impl Lines {
         let refused = || Status::unauthenticated("show a certificate of this coordinator's; join first");
         let certificate = peer.and_then(|peer| peer.certificate.as_ref()).ok_or_else(refused)?;
         let name = pki::peer_name(certificate).map_err(|error| Status::unauthenticated(error.to_string()))?;
-        let serial =
-            pki::serial_of(certificate).map_err(|error| Status::unauthenticated(error.to_string()))?;
-        let good = self
-            .fleet
-            .store
-            .is_good_certificate(&serial.to_string())
-            .await
-            .map_err(|error| status(&error))?;
+        let name: Name = name.as_str().parse().map_err(|_invalid| refused())?;
+        let Fleet { store, authority, .. } = &*self.fleet;
+        let adopted = || {
+            tracing::warn!(host = %name, "its certificate is newer than the backup that this database came from: noted");
+            deed(
+                format!("host:{name}"),
+                "adopt",
+                &name,
+                "a certificate that the restored database did not know".to_owned(),
+            )
+        };
+        let good =
+            authority.knows(store, &name, certificate, adopted).await.map_err(|error| failed(&error))?;
         if !good {
             return Err(Status::unauthenticated(
                 "this certificate was revoked, or is of another coordinator",
             ));
         }
-        name.as_str().parse().map_err(|_invalid| refused())
+        Ok(name)
     }
 }
 
@@ -199,7 +204,7 @@ impl Lines {
             return Err(Status::invalid_argument("the first message must be a hello"));
         };
         let protocol = spoken(hello.protocol_least, hello.protocol)?;
-        let end = self.fleet.connected(host);
+        let end = self.fleet.connected(host, hello.now_ms);
         tracing::info!(%host, version = words::short(&hello.version), "a host is connected");
         let served = self.line(host, protocol, hello, inbound, told, &end).await;
         if let Some(seen) = self.fleet.disconnected(host, &end) {
@@ -267,7 +272,11 @@ impl Lines {
         let site = store.host(host).await.map_err(|error| status(&error))?.site;
         if hello.now_ms.abs_diff(now.as_millisecond()) > SKEW_MS {
             let apart_ms = hello.now_ms.abs_diff(now.as_millisecond());
-            tracing::warn!(%host, apart_ms, "the clocks of a host and the coordinator are apart");
+            tracing::warn!(
+                %host, apart_ms,
+                "the clocks of a host and the coordinator are apart: beyond an hour its certificates are not valid yet; \
+                 set them by NTP"
+            );
         }
         let ours = store.intent_generation().await.map_err(|error| status(&error))?;
         if hello.intent_generation > ours {

@@ -19,6 +19,7 @@ use tonic::{Code, Status, Streaming};
 use super::*;
 
 mod api;
+mod backup;
 mod events;
 mod links;
 mod metrics;
@@ -54,6 +55,7 @@ impl World {
         let settings = Settings {
             state: folder.path().to_owned(),
             database: None,
+            ca_key: KeySource::default(),
             agents: any,
             api: any,
             metrics: Some(any),
@@ -96,8 +98,9 @@ impl World {
                 .allow_non_standard_methods(true)
                 .build();
             let mut response = ureq::Agent::new_with_config(agent).run(request).unwrap();
-            let text = response.body_mut().read_to_string().unwrap();
-            Answer { status: response.status().as_u16(), headers: response.headers().clone(), text }
+            let bytes = response.body_mut().read_to_vec().unwrap();
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            Answer { status: response.status().as_u16(), headers: response.headers().clone(), text, bytes }
         });
         asked.await.unwrap()
     }
@@ -178,6 +181,7 @@ struct Answer {
     status: u16,
     headers: ureq::http::HeaderMap,
     text: String,
+    bytes: Vec<u8>,
 }
 
 impl Answer {
@@ -213,6 +217,11 @@ impl Host {
     }
 
     async fn line(&self, world: &World, seen: u64) -> Result<Line, Status> {
+        self.line_at(world, seen, 0).await
+    }
+
+    /// The same with a clock that is so far ahead.
+    async fn line_at(&self, world: &World, seen: u64, ahead_ms: i64) -> Result<Line, Status> {
         let mut client = self.client(world).await;
         let (said, outbound) = mpsc::channel(16);
         let told = client.connect(ReceiverStream::new(outbound)).await?.into_inner();
@@ -223,7 +232,7 @@ impl Host {
             version: "0.1.0".to_owned(),
             intent_generation: seen,
             addresses: vec![format!("{}:7440", self.name), format!("mpls={}.mpls:7440", self.name)],
-            now_ms: fleet::now().as_millisecond(),
+            now_ms: fleet::now().as_millisecond() + ahead_ms,
             probes: true,
         };
         line.say(Said::Hello(hello)).await;
@@ -437,6 +446,89 @@ async fn wishes_reach_the_source() {
     line_a.say(Said::Refused(refused)).await;
     let over = world.until(&path, |migration| migration["state"] == "refused").await;
     assert_eq!(over["refusal"], why);
+}
+
+#[tokio::test]
+async fn clocks_that_are_apart_are_told_of_and_count_for_nothing() {
+    let world = World::new().await;
+    let (a, b) = (world.host("host-a").await, world.host("host-b").await);
+    let off = 600_000;
+    let line_a = a.line_at(&world, 0, off).await.unwrap();
+    let line_b = b.line_at(&world, 0, -off).await.unwrap();
+    let hosts = world.get("/v1/hosts").await;
+    // Between the words of the host and their reading passes less than the whole test may take.
+    let patience = i64::try_from(PATIENCE.as_millis()).unwrap();
+    for (host, off) in [("host-a", off), ("host-b", -off)] {
+        let host = hosts["items"].as_array().unwrap().iter().find(|one| one["name"] == host).unwrap();
+        let ahead = host["clock_ahead_ms"].as_i64().unwrap();
+        assert!((off - patience..=off).contains(&ahead), "{ahead} for {off}");
+    }
+    // Certificates are valid from an hour before they are made, so a host that is behind takes its own.
+    let chain = CertificateDer::from_pem_slice(b.certificate.chain.as_bytes()).unwrap();
+    let (issued, ends) = pki::issued_and_ends(&chain).unwrap();
+    let begins = issued - pki::BACKDATE;
+    let behind = std::time::SystemTime::now() - Duration::from_millis(off.unsigned_abs());
+    assert!(begins < behind && behind + Duration::from_millis(2 * off.unsigned_abs()) < ends);
+    // All times that are kept are the coordinator's.
+    let began = fleet::now();
+    line_a.has(&["web-1"]).await;
+    line_b.has(&[]).await;
+    world.until("/v1/vms", |vms| vms["items"].as_array().unwrap().len() == 1).await;
+    let (status, begun) = world.post("/v1/migrations", json!({ "vm": "web-1", "to": "host-b" })).await;
+    assert_eq!(status, 202, "{begun}");
+    let id = begun["id"].as_str().unwrap();
+    line_a.moved(id, "source", "finalised", true).await;
+    line_b.moved(id, "destination", "running", false).await;
+    let path = format!("/v1/migrations/{id}");
+    let done = world.until(&path, |migration| migration["state"] == "completed").await;
+    for field in ["created", "changed"] {
+        let at: model::Timestamp = done[field].as_str().unwrap().parse().unwrap();
+        assert!(began <= at && at <= fleet::now(), "{field} {at}");
+    }
+    // A join token is good until the coordinator says that it is not.
+    assert!(world.join_with(&world.token().await, "host-c").await.is_ok());
+}
+
+#[tokio::test]
+async fn of_operators_who_move_one_vm_at_once_one_does() {
+    let world = World::new().await;
+    let (a, b) = (world.host("host-a").await, world.host("host-b").await);
+    let (line_a, line_b) = (a.line(&world, 0).await.unwrap(), b.line(&world, 0).await.unwrap());
+    line_a.has(&["web-1"]).await;
+    line_b.has(&[]).await;
+    world.until("/v1/hosts", |hosts| hosts["items"][1]["observed"].is_object()).await;
+    world.until("/v1/vms", |vms| vms["items"].as_array().unwrap().len() == 1).await;
+    // Names are data, in whatever they are shown: here and in every answer below.
+    let nasty = "'; DROP TABLE migrations; --<script>alert(1)</script>";
+    let mut tokens = Vec::new();
+    for number in 0..4 {
+        let wanted = json!({ "name": format!("{number}{nasty}"), "role": "operator" });
+        let (status, made) = world.post("/v1/tokens", wanted).await;
+        assert_eq!(status, 201, "{made}");
+        tokens.push(made["token"].as_str().unwrap().to_owned());
+    }
+    let wanted = json!({ "vm": "web-1", "to": "host-b" });
+    let ask = |token: &String| {
+        let (token, wanted) = (token.clone(), wanted.clone());
+        let world = &world;
+        async move { world.ask_as(&token, "POST", "/v1/migrations", Some(wanted)).await }
+    };
+    let [one, two, three, four] = &tokens[..] else { unreachable!() };
+    let (one, two, three, four) = tokio::join!(ask(one), ask(two), ask(three), ask(four));
+    let answers = [one, two, three, four];
+    let (begun, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|(status, _)| *status == 202);
+    assert_eq!((begun.len(), refused.len()), (1, 3), "{answers:?}");
+    for (status, problem) in refused {
+        assert_eq!(*status, 409);
+        let why = problem["detail"].as_str().unwrap();
+        assert!(why.contains("being moved already") && why.contains("cancel it"), "{why}");
+    }
+    assert_eq!(world.get("/v1/migrations").await["items"].as_array().unwrap().len(), 1);
+    let shown = world.get("/v1/tokens").await;
+    let names: Vec<_> =
+        shown["items"].as_array().unwrap().iter().map(|token| token["name"].as_str().unwrap()).collect();
+    assert_eq!(names[1], format!("0{nasty}"));
+    world.get("/v1/audit/check").await;
 }
 
 #[tokio::test]

@@ -4,13 +4,14 @@ mod postgres;
 mod sqlite;
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use sqlx::AnyPool;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::StoreError;
+use crate::{StoreError, StoreErrorKind};
 
 /// Connections that read at once.
 const READERS: u32 = 4;
@@ -49,7 +50,7 @@ pub(crate) struct Opened {
 /// What keeps others out while it lives.
 #[derive(Debug)]
 pub(crate) enum Hold {
-    Folder { _lock: File },
+    Folder { _lock: FolderLock },
     Postgres { watch: AbortHandle },
 }
 
@@ -68,5 +69,39 @@ impl Database {
             Self::Folder(folder) => sqlite::open(folder).await,
             Self::Postgres(url) => postgres::open(url).await,
         }
+    }
+}
+
+/// A state folder that this process has for itself, until it is dropped.
+#[derive(Debug)]
+pub struct FolderLock {
+    _file: File,
+}
+
+/// Its file.
+const LOCK: &str = "lock";
+
+impl FolderLock {
+    /// Locks a folder; does not wait. A file that root makes for it belongs to the folder's owner.
+    ///
+    /// # Errors
+    /// [`StoreErrorKind::Busy`] when a coordinator uses it; [`StoreErrorKind::Unusable`].
+    pub fn take(folder: &Path) -> Result<Self, StoreError> {
+        let open = || {
+            let file = File::create(folder.join(LOCK))?;
+            let owner = std::fs::metadata(folder)?;
+            if rustix::process::geteuid().is_root() {
+                std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+            }
+            Ok(file)
+        };
+        let file = open().map_err(|error: std::io::Error| {
+            StoreError::unusable(format!("cannot lock the folder {}", folder.display())).caused_by(error)
+        })?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|error| {
+            StoreError::new(StoreErrorKind::Busy, "another coordinator uses this state folder; stop it first")
+                .caused_by(std::io::Error::from(error))
+        })?;
+        Ok(Self { _file: file })
     }
 }

@@ -57,7 +57,7 @@ fn host(row: &AnyRow) -> Result<Host, StoreError> {
 }
 
 impl Work<'_> {
-    async fn add_certificate(&mut self, certificate: &Certificate) -> Result<(), StoreError> {
+    pub(crate) async fn add_certificate(&mut self, certificate: &Certificate) -> Result<(), StoreError> {
         sqlx::query("INSERT INTO certificates (serial, host, not_after) VALUES ($1, $2, $3)")
             .bind(&certificate.serial)
             .bind(certificate.host.as_str())

@@ -6,6 +6,7 @@
 //! newer leader has begun.
 
 mod audit;
+mod backup;
 mod claims;
 mod counts;
 mod database;
@@ -24,9 +25,10 @@ use sqlx::{Any, AnyPool, Row, Transaction};
 use tokio::sync::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
+pub use backup::DATABASE;
 pub use claims::{Answer, Claim, Claimed, answers, within};
 pub use counts::Counts;
-pub use database::Database;
+pub use database::{Database, FolderLock};
 use database::{Hold, Opened};
 pub use error::{StoreError, StoreErrorKind};
 pub use hosts::{Certificate, HostPage, RevokedCertificate};

@@ -10,6 +10,7 @@ use model::{Name, Timestamp};
 use super::*;
 
 mod postgres;
+mod upgrades;
 
 fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + seconds).unwrap()
@@ -316,6 +317,60 @@ async fn pages_cover_everything_once() {
     assert_eq!(seen, ["web-6", "web-5", "web-4", "web-3", "web-2", "web-1", "web-0"]);
     assert_eq!(store.migration(&migration(3, "").id).await.unwrap().vm, "web-3");
     assert_eq!(store.migration("x").await.unwrap_err().kind(), StoreErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn a_restored_database_takes_in_certificates_of_the_time_between() {
+    let (_folder, store) = store().await;
+    invite(&store, "00", None).await;
+    store.join("00", &certificate("01", "host-a"), deed(1, "join", "host-a")).await.unwrap();
+    invite(&store, "02", None).await;
+    let adopt = async |serial: &str, host: &str, issued: i64| {
+        store.adopt(&certificate(serial, host), at(issued), deed(300, "adopt", host)).await.unwrap()
+    };
+    assert!(!adopt("05", "host-a", 150).await, "it was never restored");
+    store.restored(at(100), deed(200, "restore", "")).await.unwrap();
+    assert_eq!(store.restoration().await.unwrap(), Some((at(100), at(200))));
+    assert!(!adopt("05", "host-a", 99).await, "the book of that time should have it");
+    assert!(!adopt("05", "host-a", 201).await, "the book of today should have it");
+    assert!(!adopt("05", "host-b", 150).await, "a stranger");
+    assert!(!adopt("01", "host-a", 150).await, "known already");
+    assert!(adopt("05", "host-a", 100).await && store.is_good_certificate("05").await.unwrap());
+    // A token of then may have been used since.
+    let late = store.join("02", &certificate("06", "host-c"), deed(201, "join", "host-c")).await.unwrap_err();
+    assert_eq!(late.kind(), StoreErrorKind::Denied);
+    store.revoke_host(&name("host-a"), deed(400, "revoke-host", "host-a")).await.unwrap();
+    assert!(!adopt("05", "host-a", 150).await && !adopt("07", "host-a", 150).await, "revoked");
+    assert!(!store.is_good_certificate("05").await.unwrap());
+    store.verify_audit().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_copy_is_of_one_instant() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::open(&of(&folder)).await.unwrap());
+    let writer = tokio::spawn({
+        let store = Arc::clone(&store);
+        async move {
+            for number in 0..200 {
+                store.note(deed(number, "look", "x")).await.unwrap();
+            }
+        }
+    });
+    let mut lengths = Vec::new();
+    while !writer.is_finished() {
+        let to = tempfile::tempdir().unwrap();
+        store.copy_into(&to.path().join(DATABASE)).await.unwrap();
+        let copy = Store::open(&of(&to)).await.unwrap();
+        // Every entry has the hash of the one before.
+        lengths.push(copy.verify_audit().await.unwrap().0);
+        copy.close().await;
+    }
+    writer.await.unwrap();
+    assert!(lengths.is_sorted() && !lengths.is_empty(), "{lengths:?}");
+    let there = folder.path().join(DATABASE);
+    store.copy_into(&there).await.unwrap_err();
+    assert_eq!(store.verify_audit().await.unwrap().0, 200);
 }
 
 #[tokio::test]

@@ -93,8 +93,15 @@ impl Caller {
             })?;
             return Ok(Self { actor: format!("token:{}", token.id), role: token.role });
         }
-        let bearer = verifier.filter(|_| token.len() <= MOST_JWT).and_then(|verifier| verifier.bearer(token));
-        let Bearer { subject, role } = bearer.ok_or_else(denied)?;
+        let verifier = verifier.filter(|_| token.len() <= MOST_JWT);
+        let Some(Bearer { subject, role }) = verifier.and_then(|verifier| verifier.bearer(token)) else {
+            if verifier.is_some_and(|verifier| verifier.is_untimely(token)) {
+                let why = "the time of this JWT is over, or has not begun; get a new one, or set the clocks of this machine \
+                           and of the one that made it (they may be a minute apart)";
+                return Err(Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", why));
+            }
+            return Err(denied());
+        };
         let role = role.ok_or_else(|| {
             let why = "the token names no role that is known here; they are admin, operator and viewer";
             Problem::new(StatusCode::FORBIDDEN, "forbidden", why)

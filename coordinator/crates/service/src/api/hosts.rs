@@ -37,6 +37,8 @@ pub(super) struct Listed {
     host: Host,
     /// Since when it has been connected.
     connected: Option<Timestamp>,
+    /// How far its clock was ahead of the coordinator's when it connected, milliseconds; below 0 it was behind.
+    clock_ahead_ms: Option<i64>,
 }
 
 /// A VM as it is listed.
@@ -143,12 +145,13 @@ impl Listed {
         }
     }
 
-    fn of(mut host: Host, connections: &BTreeMap<Name, (Timestamp, Timestamp)>) -> Self {
+    fn of(mut host: Host, fleet: &Fleet, connections: &BTreeMap<Name, (Timestamp, Timestamp)>) -> Self {
+        let clock_ahead_ms = fleet.clock_ahead_ms(&host.name);
         let connected = connections.get(&host.name).map(|(since, seen)| {
             host.seen = Some(*seen);
             *since
         });
-        Self { host, connected }
+        Self { host, connected, clock_ahead_ms }
     }
 }
 
@@ -169,7 +172,7 @@ pub(super) async fn list(
         let hosts = fleet.store.hosts_of(&page).await?;
         let last = hosts.len() < usize::try_from(page.most).unwrap_or(usize::MAX);
         page.after = hosts.last().map(|host| host.name.clone());
-        let hosts = hosts.into_iter().map(|host| Listed::of(host, &connections));
+        let hosts = hosts.into_iter().map(|host| Listed::of(host, &fleet, &connections));
         found.extend(hosts.filter(|listed| {
             state.is_none_or(|state| listed.stands() == state)
                 && name.as_ref().is_none_or(|part| listed.host.name.as_str().contains(part))
@@ -190,7 +193,7 @@ pub(super) async fn show(
 ) -> Result<Json<Listed>, Problem> {
     caller.may(&fleet, Action::Look, &name).await?;
     let host = fleet.store.host(&named(&name)?).await?;
-    Ok(Json(Listed::of(host, &fleet.connections())))
+    Ok(Json(Listed::of(host, &fleet, &fleet.connections())))
 }
 
 fn named(name: &str) -> Result<Name, Problem> {
@@ -275,7 +278,7 @@ pub(super) async fn revoke(
 ) -> Result<Response, Problem> {
     caller.may(&fleet, Action::RevokeHost, &name).await?;
     let host = named(&name)?;
-    if etag::differs(&headers, &Listed::of(fleet.store.host(&host).await?, &fleet.connections()))? {
+    if etag::differs(&headers, &Listed::of(fleet.store.host(&host).await?, &fleet, &fleet.connections()))? {
         return Err(etag::stale());
     }
     let deed = caller.does(Action::RevokeHost, &name, String::new());

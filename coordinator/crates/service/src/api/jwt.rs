@@ -116,6 +116,14 @@ impl Verifier {
         Self { key: DecodingKey::from_secret(&secret.0), validation }
     }
 
+    /// Whether it is signed as it should be, but its time is over or has not begun.
+    pub(super) fn is_untimely(&self, token: &str) -> bool {
+        let checked = decode::<Claims>(token, &self.key, &self.validation);
+        checked.is_err_and(|error| {
+            matches!(error.kind(), ErrorKind::ExpiredSignature | ErrorKind::ImmatureSignature)
+        })
+    }
+
     /// Who bears it, if it is good.
     pub(super) fn bearer(&self, token: &str) -> Option<Bearer> {
         let claims: Claims = decode(token, &self.key, &self.validation).ok()?.claims;

@@ -1,6 +1,6 @@
 //! API tokens: shown once, kept as digests.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Json;
@@ -12,7 +12,7 @@ use model::Timestamp;
 use model::access::{Action, Role};
 use model::audit::Deed;
 use serde::{Deserialize, Serialize};
-use store::ApiToken;
+use store::{ApiToken, Store};
 use utoipa::ToSchema;
 
 use super::caller::{Caller, PREFIX, digest};
@@ -23,7 +23,7 @@ use crate::error::ServiceError;
 use crate::fleet::{Fleet, now};
 
 /// Where the first administrator finds a token.
-const FIRST: &str = "admin-token";
+pub(crate) const FIRST: &str = "admin-token";
 /// Longest name of a token.
 const MOST_NAME: usize = 64;
 /// Longest life of anything that expires: ten years.
@@ -101,27 +101,32 @@ pub(crate) async fn first(fleet: &Fleet, folder: &Path) -> Result<(), ServiceErr
     if !fleet.store.api_tokens().await?.is_empty() {
         return Ok(());
     }
-    let (token, secret) = new("first administrator".to_owned(), Role::Admin, None)?;
+    let path = another(&fleet.store, folder, "first administrator", "coordinator").await?;
+    tracing::info!(path = %path.display(), "the first administrator's token");
+    Ok(())
+}
+
+/// Makes an administrator's token, and writes it into the folder in the place of the one there.
+pub(crate) async fn another(
+    store: &Store,
+    folder: &Path,
+    name: &str,
+    actor: &str,
+) -> Result<PathBuf, ServiceError> {
+    let (token, secret) = new(name.to_owned(), Role::Admin, None)?;
     let path = folder.join(FIRST);
     // One that was not noted is worth nothing, and is written anew.
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(ServiceError::internal(format!("cannot replace {}: {error}", path.display())));
-        }
-        Ok(()) | Err(_) => {}
-    }
-    pki::write_secret(&path, format!("{secret}\n").as_bytes())?;
+    pki::replace_secret(&path, format!("{secret}\n").as_bytes())?;
     let deed = Deed {
         at: now(),
-        actor: "coordinator".to_owned(),
+        actor: actor.to_owned(),
         action: Action::ManageTokens.as_str().to_owned(),
         subject: token.id.clone(),
         outcome: "done".to_owned(),
-        detail: "made the first administrator's".to_owned(),
+        detail: format!("made {name:?}"),
     };
-    fleet.store.add_api_token(&digest(&secret), &token, deed).await?;
-    tracing::info!(path = %path.display(), "the first administrator's token");
-    Ok(())
+    store.add_api_token(&digest(&secret), &token, deed).await?;
+    Ok(path)
 }
 
 /// Makes a token. Its secret is shown this once.

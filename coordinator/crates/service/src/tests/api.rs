@@ -43,7 +43,7 @@ fn check(document: &Value, method: &str, route: &str, answer: &Answer) {
     let kind = answer.header("content-type").split(';').next().unwrap();
     let mut schema = described["content"][kind]["schema"].clone();
     assert!(schema.is_object(), "{method} {route} {status} does not say {kind}");
-    if kind == "text/html" {
+    if ["text/html", "application/x-tar"].contains(&kind) {
         return;
     }
     // References are to the document.
@@ -64,7 +64,7 @@ async fn every_route_is_described() {
     // axum tells its routes to nobody but the debugger.
     let folder = tempfile::tempdir().unwrap();
     let database = Database::Folder(folder.path().to_owned());
-    let fleet = Fleet::open(folder.path(), &database, Vec::new()).await.unwrap();
+    let fleet = Fleet::open(folder.path(), &KeySource::Beside, &database, Vec::new()).await.unwrap();
     let gate = Gate::new(Arc::clone(&fleet), Access::default()).unwrap();
     let router = crate::api::router(fleet, gate);
     let text = format!("{router:?}");
@@ -143,6 +143,7 @@ async fn answers_are_as_described() {
     let wish = format!("{one}/wish");
     see("post", "/v1/migrations/{id}/wish", &wish, json!({ "wish": "finalise" }), 409).await;
     see("post", "/v1/migrations/{id}/wish", &wish, json!({ "wish": "cancel" }), 200).await;
+    see("post", "/v1/backup", "/v1/backup", Value::Null, 200).await;
     see("post", "/v1/tokens/{id}/revoke", &format!("{token}/revoke"), Value::Null, 204).await;
     see("post", "/v1/hosts/{name}/revoke", "/v1/hosts/host-b/revoke", Value::Null, 204).await;
     see("post", "/v1/hosts/{name}/revoke", "/v1/hosts/%2e%2e%2fx/revoke", Value::Null, 422).await;
@@ -384,7 +385,17 @@ async fn novacrons_bearers_are_let_in_by_their_roles() {
     let nobody = sign(json!({ "sub": "bob", "role": "poet", "exp": exp }));
     assert_eq!(world.ask_as(&nobody, "GET", "/v1/hosts", None).await.0, 403);
     let old = sign(json!({ "sub": "ada", "role": "admin", "exp": exp - 1200 }));
-    assert_eq!(world.ask_as(&old, "GET", "/v1/hosts", None).await.0, 401);
+    let (status, said) = world.ask_as(&old, "GET", "/v1/hosts", None).await;
+    assert!(status == 401 && said["detail"].as_str().unwrap().contains("clocks"), "{said}");
+    // As NovaCron's clock makes it when it is ten minutes ahead.
+    let early = sign(json!({ "sub": "ada", "role": "admin", "exp": exp + 600, "nbf": exp }));
+    let (status, said) = world.ask_as(&early, "GET", "/v1/hosts", None).await;
+    assert!(status == 401 && said["detail"].as_str().unwrap().contains("clocks"), "{said}");
+    // Whoever has not the secret hears nothing of times.
+    let forged =
+        crate::api::jwt::signed("another secret of 32 bytes, or so", &json!({ "sub": "x", "exp": 1 }));
+    let (status, said) = world.ask_as(&forged, "GET", "/v1/hosts", None).await;
+    assert!(status == 401 && !said["detail"].as_str().unwrap().contains("clocks"), "{said}");
     // Without the secret none is good.
     let other = World::new().await;
     assert_eq!(other.ask_as(&operator, "GET", "/v1/hosts", None).await.0, 401);
