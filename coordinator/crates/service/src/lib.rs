@@ -11,6 +11,7 @@ mod fleet;
 mod line;
 mod listen;
 mod metrics;
+mod pinned;
 mod plans;
 
 use std::net::SocketAddr;
@@ -29,6 +30,7 @@ use control_api::v1::coordinator_server::CoordinatorServer;
 pub use error::ServiceError;
 use fleet::Fleet;
 use listen::Clients;
+pub use pinned::{PinError, authority_at};
 use store::Database;
 
 /// What the coordinator is told at its start.
@@ -99,6 +101,12 @@ impl Service {
     /// None in practice.
     pub fn api(&self) -> std::io::Result<SocketAddr> {
         self.api.local_addr()
+    }
+
+    /// SHA-256 of its CA's certificate (DER), hexadecimal: by it `novaferry login` knows it.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        data_encoding::HEXLOWER.encode(&control_api::fingerprint(self.fleet.authority.certificate()))
     }
 
     /// Where Prometheus asks, if anywhere.
