@@ -92,6 +92,7 @@ pub const CRATES: &[Row] = &[
     Row { name: "fuzz", folder: "tests/fuzz", uses: Uses::Anything, pure: false },
     Row { name: "guest", folder: "tests/guest", uses: Uses::Anything, pure: false },
     Row { name: "guest-init", folder: "tests/guest/init", uses: Uses::Only(&[]), pure: false },
+    Row { name: "hosts", folder: "tests/hosts", uses: Uses::Anything, pure: false },
     Row { name: "layering", folder: "tests/layering", uses: Uses::Anything, pure: false },
     Row { name: "link", folder: "tests/link", uses: Uses::Anything, pure: false },
     Row { name: "postgres", folder: "tests/postgres", uses: Uses::Anything, pure: false },
@@ -236,6 +237,9 @@ pub const HEAVY: &[Heavy] = &[
         ],
     },
     Heavy { package: "clap", owners: &[owner("agent"), owner("coordinator")] },
+    Heavy { package: "serde-saphyr", owners: &[owner("coordinator")] },
+    Heavy { package: "tar", owners: &[owner("coordinator")] },
+    Heavy { package: "toml_edit", owners: &[owner("coordinator")] },
     Heavy { package: "hyper", owners: &[owner("agent")] },
     Heavy {
         package: "ureq",
