@@ -150,7 +150,8 @@ start() {
         sleep 0.1
     done
     [ -n "$address" ] || die "the agent of $1 did not get ready"
-    sed -i "s/^address = .*/address = \"$address\"/" "$work/$1/agent.toml"
+    # The first: the coordinator has one, too.
+    sed -i "0,/^address = /s/^address = .*/address = \"$address\"/" "$work/$1/agent.toml"
     echo "$1 listens on $address (process $pid)"
 }
 start host-a; address_a=$address
@@ -300,6 +301,7 @@ if [ -n "$live" ]; then
     "$novaferry" migrate guest --to host-b --dry-run
     ask migrate guest --to host-b
     kill -9 "$coordinator"
+    while kill -0 "$coordinator" 2>/dev/null; do sleep 0.05; done
     echo "the coordinator is killed with SIGKILL meanwhile; the hosts go on, and tell the next one"
     lead
     arrive

@@ -6,6 +6,7 @@ mod detail;
 mod generate;
 mod health;
 mod host;
+mod link;
 mod login;
 mod migration;
 pub(crate) mod near;
@@ -31,9 +32,10 @@ use crate::failure::{Exit, Failure};
 use crate::output::{self, Format};
 use crate::serve::{self, ServeArgs};
 use crate::traces;
-use bundle::BundleArgs;
+use bundle::SupportCommand;
 use config::ConfigCommand;
 use host::{HostCommand, VmCommand};
+use link::{LinkCommand, SiteCommand};
 use login::LoginArgs;
 use migration::MigrationCommand;
 use plan::{MigrateArgs, PlanCommand};
@@ -85,6 +87,12 @@ enum Command {
     /// The fleet's virtual machines.
     #[command(subcommand)]
     Vm(VmCommand),
+    /// The links between the fleet's sites.
+    #[command(subcommand)]
+    Link(LinkCommand),
+    /// The fleet's sites.
+    #[command(subcommand)]
+    Site(SiteCommand),
     /// Moves VMs to another host or site.
     Migrate(MigrateArgs),
     /// Plans: what `migrate` and `host drain` would do, or do.
@@ -111,8 +119,9 @@ enum Command {
     Health,
     /// Says the releases of this program and of the coordinator.
     Version,
-    /// Gathers what somebody who helps needs to see, without secrets.
-    SupportBundle(BundleArgs),
+    /// What somebody who helps needs to see.
+    #[command(subcommand)]
+    Support(SupportCommand),
     /// Prints a script that completes commands in a shell.
     #[command(
         after_help = "Example:\n  novaferry completions bash >~/.local/share/bash-completion/completions/novaferry"
@@ -203,13 +212,15 @@ fn ask(client: &Client, command: Command, format: Format) -> Result<(), Failure>
     match command {
         Command::Host(command) => host::host(client, command, format),
         Command::Vm(command) => host::vm(client, command, format),
+        Command::Link(command) => link::link(client, command, format),
+        Command::Site(command) => link::site(client, command, format),
         Command::Migrate(args) => plan::migrate(client, args, format),
         Command::Plan(command) => plan::plan(client, command, format),
         Command::Migration(command) => migration::migration(client, command, format),
         Command::Report(command) => report::report(client, command, format),
         Command::Token(command) => token::token(client, command, format),
         Command::Audit(command) => token::audit(client, command, format),
-        Command::SupportBundle(args) => bundle::bundle(client, args, format),
+        Command::Support(SupportCommand::Bundle(args)) => bundle::bundle(client, args, format),
         // These ran without a client.
         Command::Serve(_)
         | Command::Login(_)

@@ -239,6 +239,16 @@ impl Client {
         }
     }
 
+    pub(crate) fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Failure> {
+        let request = self.agent.put(format!("{}{path}", self.url));
+        self.read(self.with(request).send_json(body))
+    }
+
+    pub(crate) fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        let request = self.agent.delete(format!("{}{path}", self.url));
+        self.read(self.with(request).call())
+    }
+
     fn read<T: DeserializeOwned>(
         &self,
         answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,

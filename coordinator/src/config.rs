@@ -69,20 +69,50 @@ impl Key {
 }
 
 /// Whom to ask, and as whom. What is not given is looked for in the configuration file.
+///
+/// The ids are like no other command's: clap takes arguments of one id for the same.
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Access")]
 pub(crate) struct Access {
     /// The coordinator's context in the configuration file; see `novaferry config`.
-    #[arg(long, global = true, value_name = "NAME", env = "NOVAFERRY_CONTEXT", hide_env_values = true)]
+    #[arg(
+        id = "access-context",
+        long = "context",
+        global = true,
+        value_name = "NAME",
+        env = "NOVAFERRY_CONTEXT",
+        hide_env_values = true
+    )]
     context: Option<String>,
     /// The coordinator's API; the context's, or <https://localhost:7443>, if not given.
-    #[arg(long, global = true, value_name = "URL", env = "NOVAFERRY_URL", hide_env_values = true)]
+    #[arg(
+        id = "access-url",
+        long = "url",
+        global = true,
+        value_name = "URL",
+        env = "NOVAFERRY_URL",
+        hide_env_values = true
+    )]
     url: Option<String>,
     /// File with the API token; the context's, or the coordinator's own on this machine, if not given.
-    #[arg(long, global = true, value_name = "FILE", env = "NOVAFERRY_TOKEN_FILE", hide_env_values = true)]
+    #[arg(
+        id = "access-token-file",
+        long = "token-file",
+        global = true,
+        value_name = "FILE",
+        env = "NOVAFERRY_TOKEN_FILE",
+        hide_env_values = true
+    )]
     token_file: Option<String>,
     /// The coordinator's CA certificate; the context's, or the coordinator's own on this machine, if not given.
-    #[arg(long, global = true, value_name = "FILE", env = "NOVAFERRY_CA", hide_env_values = true)]
+    #[arg(
+        id = "access-ca",
+        long = "ca",
+        global = true,
+        value_name = "FILE",
+        env = "NOVAFERRY_CA",
+        hide_env_values = true
+    )]
     ca: Option<String>,
 }
 
@@ -109,8 +139,12 @@ impl Access {
             Some(Given { text, by_flag })
         };
         Asked {
-            context: given("context", &self.context),
-            keys: [given("url", &self.url), given("token_file", &self.token_file), given("ca", &self.ca)],
+            context: given("access-context", &self.context),
+            keys: [
+                given("access-url", &self.url),
+                given("access-token-file", &self.token_file),
+                given("access-ca", &self.ca),
+            ],
         }
     }
 }

@@ -7,7 +7,7 @@ use model::migration::{Migration, State};
 use model::plan::{Plan, State as PlanState, Step, StepState};
 use serde_json::Value;
 
-use crate::cli::units::{bytes, rate, span};
+use crate::cli::units::{bytes, span, speed};
 use crate::client::Client;
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Format, plain};
@@ -153,7 +153,7 @@ fn progress(migration: &Migration) -> String {
         text.push_str(&format!("  {} left", bytes(left)));
     }
     if end.rate > 0 {
-        text.push_str(&format!("  {}", rate(end.rate)));
+        text.push_str(&format!("  {}", speed(end.rate)));
     }
     if end.expected_downtime_ms > 0 {
         text.push_str(&format!("  pause {} expected", span(end.expected_downtime_ms)));

@@ -256,3 +256,61 @@ fn a_secret_that_can_be_guessed_is_refused() {
     let said = serve(|command, _| command.args(["--auth-secret-file", "/no/where"]));
     assert!(said.contains("/no/where"), "{said}");
 }
+
+#[test]
+fn links_are_declared_and_changed() {
+    let coordinator = Coordinator::start();
+    let add = [
+        "link",
+        "add",
+        "ber-par",
+        "--between",
+        "berlin,paris",
+        "--kind",
+        "vpn",
+        "--network",
+        "mpls",
+        "--capacity",
+        "1Gbit",
+        "--cap",
+        "500Mbit",
+        "--cost-per-gb",
+        "0.09",
+        "--currency",
+        "USD",
+        "--schedule",
+        "Mon-Fri 20:00-06:00",
+        "--most-migrations",
+        "2",
+    ];
+    assert!(coordinator.done(&add).contains("ber-par joins berlin and paris"));
+    assert!(coordinator.fails(&add, 1).contains("already"));
+    let listed: Value =
+        serde_json::from_str(&coordinator.done(&["link", "list", "--output", "json"])).unwrap();
+    assert_eq!((&listed["price"]["per_gb_micros"], &listed["cap"]), (&90_000.into(), &62_500_000.into()));
+    assert_eq!((listed["schedule"].as_array().unwrap().len(), &listed["state"]), (5, &"unknown".into()));
+    assert!(coordinator.done(&["link", "list"]).contains("0.09 USD"));
+    coordinator.done(&[
+        "link",
+        "set",
+        "ber-par",
+        "--cap",
+        "none",
+        "--schedule",
+        "always",
+        "--currency",
+        "EUR",
+    ]);
+    let shown = coordinator.done(&["link", "show", "ber-par", "--output", "json"]);
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!((&shown["cap"], &shown["price"]["currency"]), (&Value::Null, &"EUR".into()));
+    assert_eq!((&shown["network"], &shown["until"]), (&"mpls".into(), &Value::Null));
+    assert!(coordinator.done(&["link", "show", "ber-par"]).contains("most_migrations"));
+    assert!(coordinator.done(&["site", "list"]).contains("paris"));
+    let said = coordinator.fails(&["link", "probe", "ber-par"], 1);
+    assert!(said.contains("no two hosts can probe"), "{said}");
+    coordinator.fails(&["link", "set", "ber-par", "--cost-per-gb", "0.00000001"], 64);
+    coordinator.fails(&["link", "set", "ber-par", "--currency", "euros"], 1);
+    coordinator.done(&["link", "remove", "ber-par"]);
+    assert!(coordinator.fails(&["link", "show", "ber-par"], 1).contains("no link ber-par"));
+}

@@ -104,6 +104,71 @@ impl Drop for Coordinator {
     }
 }
 
+/// Hosts of the fleet get their identities from it, in place of those that every test's hosts have.
+fn join(harness: &Harness, coordinator: &Coordinator, sites: [(&str, &str); 2]) {
+    for (host, site) in sites {
+        let token = coordinator.ask(&["host", "token", "--site", site, "--host", host]);
+        let token = token[0]["token"].as_str().unwrap();
+        let identity = harness.text(&format!("hosts/{host}"));
+        std::fs::remove_dir_all(&identity).unwrap();
+        let join = ["join", &coordinator.agents, token, "--name", host, "--identity", &identity];
+        harness.agent(&join).done();
+    }
+}
+
+#[test]
+fn a_move_goes_over_to_a_better_link_and_links_are_measured() {
+    let test = "a_move_goes_over_to_a_better_link_and_links_are_measured";
+    let Some(linux) = Linux::available(test) else { return };
+    if !capable(test, &[Capability::Root]) {
+        return;
+    }
+    let harness = Harness::of_guests();
+    harness.allow_log("the connection to the destination is lost");
+    let coordinator = Coordinator::start(&harness.path("coordinator"), "127.0.0.1:0");
+    let source = VmHost::joining(&harness, "host-a", Some(&linux), &coordinator.agents);
+    let (destination, relay) = VmHost::joining_behind(&harness, "host-b", Some(&linux), &coordinator.agents);
+    join(&harness, &coordinator, [("host-a", "berlin"), ("host-b", "paris")]);
+    let options = Options { constant: 64, duplicate: 16, hot: 8, rate: 8, disk: 64, ..Options::default() };
+    let guest = Vm::start(&source.vms(), Settings::linux(VM, &linux, options)).unwrap();
+    source.start();
+    destination.start();
+    guest.serial().wait_for_heartbeats(5, HANG).unwrap();
+    coordinator.until(&["host", "list"], |hosts| hosts.iter().all(|host| host["connected"].is_string()));
+    coordinator.until(&["vm", "list"], |vms| vms.iter().any(|vm| vm["id"] == VM && vm["access"] == "live"));
+    // Only the relay's link may be used at first: the other, of the address without a mark, is closed.
+    let night = ["--between", "paris,berlin", "--schedule"];
+    coordinator.ask(&[&["link", "add", "direct"][..], &night, &[&closed()]].concat());
+    coordinator.ask(&["link", "add", "relayed", "--between", "berlin,paris", "--network", "relay"]);
+    let measured = |links: &[Value]| links.iter().all(|link| link["measured"]["rate"].is_u64());
+    coordinator.until(&["link", "list"], measured);
+
+    let begun = coordinator.ask(&["migrate", VM, "--to", "host-b", "--limit", "4000000", "--detach"]);
+    let id = begun[0]["steps"][0]["migration"].as_str().unwrap().to_owned();
+    source.await_state(&["mirroring", "pre-copy"]);
+    let address = |record: &Value| record["record"]["role"]["source"]["address"].as_str().unwrap().to_owned();
+    assert_eq!(format!("novaferry://{}", address(&source.shown().unwrap())), relay.url());
+    coordinator.ask(&["link", "set", "direct", "--schedule", "always", "--cap", "40MB"]);
+    coordinator.ask(&["link", "remove", "relayed"]);
+    source.await_log("the migration moves over to a better way");
+    // Nothing goes through the relay any more.
+    relay.cut();
+    let watched = coordinator.ask(&["migration", "watch", &id]);
+    assert_eq!(watched.last().unwrap()["state"], "completed", "{watched:?}");
+    assert_eq!(address(&source.shown().unwrap()), destination.address().to_string());
+    let there = destination.serial(VM);
+    there.wait_for_heartbeats(15, HANG).unwrap_or_else(|error| panic!("{error}: {}", there.text()));
+    Timeline::join(&[guest.serial(), &there]).check(2).unwrap();
+}
+
+/// A minute of a day that is neither today nor tomorrow.
+fn closed() -> String {
+    let days = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() / 86_400;
+    // 1970 began on a Thursday.
+    let names = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    format!("{} 12:00-12:01", names[usize::try_from((days + 3) % 7).unwrap()])
+}
+
 #[test]
 fn an_operator_moves_a_guest_and_the_coordinator_dies_meanwhile() {
     let test = "an_operator_moves_a_guest_and_the_coordinator_dies_meanwhile";

@@ -63,6 +63,9 @@ pub(super) struct MigrateArgs {
     /// The agent that takes it, such as novaferry://host-b:7440; the default port is 7440.
     #[arg(long, value_name = "ADDRESS")]
     to: HostAddress,
+    /// Another address of the same agent, dialled when those before it do not answer; may be repeated.
+    #[arg(long, value_name = "ADDRESS")]
+    alternate: Vec<HostAddress>,
     /// The pool for its disks there; by default the one that its agent.toml names.
     #[arg(long, value_name = "POOL")]
     pool: Option<String>,
@@ -141,6 +144,7 @@ impl MigrateArgs {
         let Self {
             vm,
             to,
+            alternate,
             pool,
             mode,
             max_downtime,
@@ -166,6 +170,7 @@ impl MigrateArgs {
         let migrate = Migrate {
             vm,
             to: to.to_string(),
+            alternates: alternate.iter().map(ToString::to_string).collect(),
             mode: match mode {
                 ModeArg::Live => Mode::Live,
                 ModeArg::Warm => Mode::Warm,

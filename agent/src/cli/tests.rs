@@ -90,9 +90,10 @@ fn migrations_are_understood() {
     let all = migrate(
         "x migrate web --to novaferry://[::1]:99 --pool gold --mode warm --max-downtime 2s --timeout 1h \
          --reconnect 5s --on-no-converge throttle --multifd 0 --ram-cache 64MiB --limit 200Mbit/s --transport tcp --profile wan --via \
-         127.0.0.1 --peer host-b --compress off --verify readback --hold --detach --socket /s --output json",
+         127.0.0.1 --alternate novaferry://host-b --peer host-b --compress off --verify readback --hold --detach --socket /s --output json",
     );
     let expected = Migrate {
+        alternates: vec!["novaferry://host-b:7440".to_owned()],
         pool: Some("gold".to_owned()),
         mode: Mode::Warm,
         max_downtime_ms: 2000,

@@ -6,12 +6,16 @@ use super::error::ConfigError;
 use super::file::FileCoordinator;
 use crate::address::HostAddress;
 
+/// Addresses that a coordinator keeps of a host.
+const MOST_ADDRESSES: usize = 8;
+
 /// The coordinator.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Coordinator {
     /// `HOST:PORT` at which it listens for agents.
     pub address: String,
-    /// `HOST:PORT` at which other agents reach this host, best first; empty to find out.
+    /// `HOST:PORT` at which other agents reach this host, best first; `NETWORK=HOST:PORT` on a network that the
+    /// coordinator's links name. Empty to find out.
     pub advertise: Vec<String>,
 }
 
@@ -20,10 +24,13 @@ pub(super) fn coordinator(file: FileCoordinator, listen: SocketAddr) -> Result<C
     let advice = "write HOST:PORT, such as \"coordinator.example:7444\"";
     let address = address.ok_or_else(|| ConfigError::missing("coordinator.address", advice))?;
     let address = authority("coordinator.address", &address, control_api::PORT, advice)?;
-    let advice = "write HOST:PORT, such as \"host-a.example:7440\"";
-    let advertise =
-        advertise.iter().map(|one| authority("coordinator.advertise", one, listen.port(), advice));
-    Ok(Coordinator { address, advertise: advertise.collect::<Result<_, _>>()? })
+    let advertise = advertise.iter().map(|one| advertised(one, listen.port()));
+    let advertise: Vec<_> = advertise.collect::<Result<_, _>>()?;
+    if let Some(first_too_many) = advertise.get(MOST_ADDRESSES) {
+        let advice = format!("name {MOST_ADDRESSES} addresses at most");
+        return Err(ConfigError::value("coordinator.advertise", first_too_many, advice));
+    }
+    Ok(Coordinator { address, advertise })
 }
 
 impl Coordinator {
@@ -38,6 +45,21 @@ impl Coordinator {
         }
         let name = rustix::system::uname();
         vec![format!("{}:{}", name.nodename().to_string_lossy(), listens.port())]
+    }
+}
+
+/// An address with its network's name before it, if it has one: named as hosts are.
+fn advertised(text: &str, port: u16) -> Result<String, ConfigError> {
+    let key = "coordinator.advertise";
+    let advice = "write HOST:PORT, such as \"host-a.example:7440\", or NETWORK=HOST:PORT, such as \"mpls=10.9.0.5:7440\"";
+    match text.split_once('=') {
+        None => authority(key, text, port, advice),
+        Some((network, address)) => {
+            let network: pki::PeerName = network.parse().map_err(|error: pki::InvalidPeerName| {
+                ConfigError::value(key, text, advice.to_owned()).caused_by(error)
+            })?;
+            Ok(format!("{network}={}", authority(key, address, port, advice)?))
+        }
     }
 }
 

@@ -62,6 +62,9 @@ pub struct Migrate {
     pub vm: String,
     /// `novaferry://HOST:PORT`.
     pub to: String,
+    /// More addresses of the same host, the best first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alternates: Vec<String>,
     /// How.
     #[serde(default)]
     pub mode: Mode,
@@ -143,6 +146,7 @@ impl Migrate {
         Self {
             vm: vm.into(),
             to: to.into(),
+            alternates: Vec::new(),
             mode: Mode::default(),
             pool: None,
             max_downtime_ms: Self::DOWNTIME_MS,

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
 use super::look::Looks;
+use super::probe::Probes;
 use super::wishes::Wishes;
 use crate::config::Config;
 use crate::config::coordinator::Coordinator;
@@ -118,6 +119,7 @@ impl Line {
             intent_generation: self.wishes.seen(),
             addresses: self.reached.clone(),
             now_ms: now_ms(),
+            probes: true,
         };
         say(&said, Said::Hello(hello)).await?;
         let mut told = client.connect(ReceiverStream::new(outbound)).await?.into_inner();
@@ -149,6 +151,8 @@ impl Line {
         let mut beaten = Instant::now();
         let renew_at = renewal(identity, SystemTime::now());
         let mut asked: Option<NewKey> = None;
+        // Those that run when the line ends are given up with it.
+        let mut probes = Probes::default();
         loop {
             tokio::select! {
                 message = told.message() => {
@@ -160,10 +164,15 @@ impl Line {
                                 say(said, Said::Refused(refused)).await?;
                             }
                         }
+                        Some(Told::Probe(wanted)) => probes.begin(wanted, &self.paths),
                         Some(Told::Certificate(certificate)) => self.certificate(certificate, &mut asked)?,
                         // What a newer coordinator says beside is passed over.
                         Some(Told::Beat(_) | Told::Welcome(_)) | None => {}
                     }
+                }
+                probed = probes.next() => {
+                    say(said, Said::Probed(probed)).await?;
+                    spoke = Instant::now();
                 }
                 _ = ticks.tick() => {
                     let mut news = Vec::new();

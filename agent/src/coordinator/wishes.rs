@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use control_api::v1::{Intent, Migration, Mode as WantedMode, Refused, Wish};
+use engine::migrate::record::Role;
 use engine::migrate::status::{Choice, Command};
 
-use crate::control::migration::{Migrate, Mode};
+use crate::control::migration::{Migrate, Mode, Shown};
 use crate::daemon::Desk;
 
 /// The newest generation that was seen, in the state folder.
@@ -84,6 +85,16 @@ impl Wishes {
                 return Ok(());
             }
         };
+        if known.as_ref().is_some_and(|shown| !shown.over && is_source(shown)) {
+            let mut to = vec![wanted.to.clone()];
+            to.extend(wanted.alternates.iter().cloned());
+            // Nothing leads there now: it goes on with what it knows.
+            to.retain(|address| !address.is_empty());
+            let limit = (wanted.limit > 0).then_some(wanted.limit);
+            if let Err(why) = self.desk.steer(id, &to, limit).await {
+                tracing::info!(id = wanted.id, why, "the ways of a migration are not changed");
+            }
+        }
         match (known, command(wish)) {
             // Whoever asks for what a newer release knows is told where it stands, and no more.
             (Some(_), None) => Ok(()),
@@ -101,6 +112,10 @@ impl Wishes {
             (None, _) => Err("it had not begun here".to_owned()),
         }
     }
+}
+
+fn is_source(shown: &Shown) -> bool {
+    matches!(shown.status.record.role, Role::Source { .. })
 }
 
 fn command(wish: Wish) -> Option<Command> {
@@ -127,6 +142,7 @@ fn asked(wanted: &Migration) -> Result<Migrate, String> {
         WantedMode::Warm => Mode::Warm,
         WantedMode::Cold => Mode::Cold,
     };
+    migrate.alternates.clone_from(&wanted.alternates);
     migrate.peer = Some(wanted.peer.clone());
     if wanted.max_downtime_ms > 0 {
         migrate.max_downtime_ms = wanted.max_downtime_ms;
@@ -172,6 +188,7 @@ mod tests {
             dry_run: true,
             wish: Wish::Arrive.into(),
             traceparent: CONTEXT.to_owned(),
+            alternates: vec!["novaferry://10.0.0.2:7440".to_owned()],
         };
         let migrate = asked(&wanted).unwrap();
         assert_eq!((migrate.vm.as_str(), migrate.to.as_str()), ("web-1", "novaferry://host-b:7440"));
@@ -180,6 +197,7 @@ mod tests {
         assert_eq!(migrate.traceparent.as_deref(), Some(CONTEXT));
         let odd = Migration { traceparent: "x\ny".to_owned(), ..wanted.clone() };
         assert_eq!(asked(&odd).unwrap().traceparent, None);
+        assert_eq!(migrate.alternates, ["novaferry://10.0.0.2:7440"]);
         assert!(migrate.hold && migrate.dry_run);
         let plain = asked(&Migration { max_downtime_ms: 0, limit: 0, mode: 0, ..wanted.clone() }).unwrap();
         assert_eq!((plain.mode, plain.limit), (Mode::Live, None));

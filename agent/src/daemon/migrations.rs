@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use engine::EngineError;
 use engine::migrate::record::{Record, Records, Role};
-use engine::migrate::source::Job;
+use engine::migrate::source::{Job, Ways};
 use engine::migrate::status::{Command, DestinationState, Handle, Live, SourceState, Status};
 use engine::migrate::{destination, source};
 use engine::pool::Pool;
@@ -70,6 +70,8 @@ enum Errand {
     Start { job: Box<Job>, record: Box<Record>, reply: oneshot::Sender<Result<(), String>> },
     /// How do they stand?
     Statuses(oneshot::Sender<Statuses>),
+    /// Other addresses of one's destination, or another limit.
+    Ways { migration: SessionId, ways: Ways, reply: oneshot::Sender<Result<(), String>> },
     /// A command for one.
     Command { migration: SessionId, command: Command, reply: oneshot::Sender<Result<(), String>> },
 }
@@ -87,6 +89,8 @@ struct Running {
     handle: Handle,
     /// At a destination: takes further tunnels.
     contacts: Option<mpsc::Sender<ChannelTunnel>>,
+    /// At a source: changes where the destination is reached.
+    ways: Option<watch::Sender<Ways>>,
 }
 
 impl Running {
@@ -223,6 +227,7 @@ impl Migrations {
             Errand::Command { migration, command, reply } => {
                 drop(reply.send(self.command(migration, command)));
             }
+            Errand::Ways { migration, ways, reply } => drop(reply.send(self.ways(migration, ways))),
         }
     }
 
@@ -268,14 +273,15 @@ impl Migrations {
         };
         let migration = job.migration;
         let (handle, commands, status) = handle(&record);
+        let (ways, current) = watch::channel(job.ways());
         let span = tracing::info_span!("migration", %migration, vm = job.vm, role = "source", resumed);
         job.traceparent = trace::hand_on(&span, job.traceparent.as_deref());
         let work = async move {
-            source::run(context, job, record, resumed, commands, status).await;
+            source::run(context, job, record, resumed, commands, current, status).await;
         };
         let task = self.tasks.spawn(tracing::Instrument::instrument(work, span));
         self.ids.insert(task.id(), migration);
-        self.running.insert(migration, Running { handle, contacts: None });
+        self.running.insert(migration, Running { handle, contacts: None, ways: Some(ways) });
     }
 
     fn begin_destination(
@@ -306,7 +312,7 @@ impl Migrations {
             destination::run(context, migration, record, inbox, commands, status).await;
         });
         self.ids.insert(task.id(), migration);
-        self.running.insert(migration, Running { handle, contacts: Some(contacts) });
+        self.running.insert(migration, Running { handle, contacts: Some(contacts), ways: None });
     }
 
     /// A peer dialled: for a migration that it begins, or for one that it wants to know about.
@@ -373,6 +379,18 @@ impl Migrations {
             )),
             None => Ok(None),
         }
+    }
+
+    /// What is told again changes nothing.
+    fn ways(&self, migration: SessionId, ways: Ways) -> Result<(), String> {
+        let running = self.running.get(&migration).ok_or_else(|| format!("migration {migration} is over"))?;
+        let current = running.ways.as_ref().ok_or("only the source of a migration dials")?;
+        current.send_if_modified(|current| {
+            let changed = *current != ways;
+            *current = ways;
+            changed
+        });
+        Ok(())
     }
 
     fn command(&self, migration: SessionId, command: Command) -> Result<(), String> {

@@ -134,6 +134,7 @@ mod tests {
         let role = Role::Source {
             state,
             address: "b:1".to_owned(),
+            alternates: Vec::new(),
             qmp: "/q".to_owned(),
             folder: None,
             process: None,

@@ -321,6 +321,7 @@ mod tests {
         let role = Role::Source {
             state: SourceState::InDoubt,
             address: "host-b:7440".to_owned(),
+            alternates: Vec::new(),
             qmp: "/q".to_owned(),
             folder: None,
             process: None,

@@ -1,11 +1,11 @@
-//! `support-bundle`: what somebody who helps needs to see, without secrets.
+//! `support bundle`: what somebody who helps needs to see, without secrets.
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Map, Value, json};
@@ -20,6 +20,12 @@ const MOST: usize = 1000;
 /// In place of a secret.
 const REMOVED: &str = "[removed]";
 
+#[derive(Debug, Subcommand)]
+pub(super) enum SupportCommand {
+    /// Gathers it into an archive, without secrets.
+    Bundle(BundleArgs),
+}
+
 #[derive(Debug, Args)]
 #[command(after_help = "\
 It holds what the API says of the coordinator, hosts (with what their agents say of them), VMs,
@@ -29,7 +35,7 @@ token may not see is left out, and the manifest says so.
 The coordinator's log is not in it: journalctl -u novaferry-coordinator --since -1h
 
 Example:
-  novaferry support-bundle bundle.tar.gz")]
+  novaferry support bundle bundle.tar.gz")]
 pub(super) struct BundleArgs {
     /// The file to make; it must not be there.
     #[arg(value_name = "FILE.tar.gz")]

@@ -4,7 +4,7 @@ use model::host::{Host, Vm};
 use model::migration::{Migration, Mode, Progress, Wish};
 use serde_json::Value;
 
-use super::units::{bytes, rate, span, when};
+use super::units::{bytes, span, speed, when};
 use crate::follow::percent;
 use crate::output::{self, plain};
 
@@ -49,7 +49,7 @@ fn summary(migration: &Migration) -> Vec<(&'static str, String)> {
     };
     let mut how = vec![mode.to_owned()];
     how.extend(options.max_downtime_ms.map(|longest| format!("pause of at most {}", span(longest))));
-    how.extend(options.limit.map(|limit| format!("at most {}", rate(limit))));
+    how.extend(options.limit.map(|limit| format!("at most {}", speed(limit))));
     how.extend(options.hold.then(|| "the source's copy is held".to_owned()));
     how.extend(options.dry_run.then(|| "only a rehearsal".to_owned()));
     let mut fields = vec![
@@ -93,7 +93,7 @@ fn ends(migration: &Migration) -> Vec<Vec<String>> {
         row("generation", &|end| end.generation.to_string()),
         row("disks", &|end| part(end.disk_done, end.disk_total)),
         row("memory", &|end| part(end.ram_total.saturating_sub(end.ram_remaining), end.ram_total)),
-        row("rate", &|end| if end.rate > 0 { rate(end.rate) } else { dash() }),
+        row("rate", &|end| if end.rate > 0 { speed(end.rate) } else { dash() }),
         row("pause expected", &|end| match end.expected_downtime_ms {
             0 => dash(),
             pause => span(pause),
@@ -114,8 +114,8 @@ fn reports(migration: &Migration) -> Vec<(String, Vec<String>)> {
             ("time", measured(predicted, "total_ms", span)),
             ("pause", measured(predicted, "downtime_ms", span)),
             ("data", measured(predicted, "wire_bytes", bytes)),
-            ("guest writes", measured(predicted, "dirty_rate", rate)),
-            ("link", measured(predicted, "link_rate", rate)),
+            ("guest writes", measured(predicted, "dirty_rate", speed)),
+            ("link", measured(predicted, "link_rate", speed)),
             ("by", predicted["basis"].as_str().filter(|basis| !basis.is_empty()).map(ToOwned::to_owned)),
         ];
         all.push(("expected".to_owned(), present(fields)));

@@ -38,6 +38,8 @@ pub(super) enum Among {
     Hosts,
     /// Hosts and their sites.
     Places,
+    /// Links.
+    Links,
     /// VMs, by id and name.
     Vms,
     /// API tokens, by id.
@@ -49,6 +51,7 @@ impl Among {
         let (path, fields): (_, &[&str]) = match self {
             Self::Hosts => ("/v1/hosts", &["name"]),
             Self::Places => ("/v1/hosts", &["name", "site"]),
+            Self::Links => ("/v1/links", &["name"]),
             Self::Vms => ("/v1/vms", &["id", "name"]),
             Self::Tokens => ("/v1/tokens", &["id"]),
         };
@@ -80,6 +83,7 @@ pub(super) fn suggest(client: &Client, failure: Failure, sought: &[(Among, &str)
             None if failure.advice.is_none() => {
                 let noun = match among {
                     Among::Hosts | Among::Places => "host",
+                    Among::Links => "link",
                     Among::Vms => "vm",
                     Among::Tokens => "token",
                 };

@@ -203,7 +203,8 @@ fn carry_out(client: &Client, wanted: &Wanted, detach: bool, format: Format) -> 
         let host = [&wanted.from, &wanted.drain].into_iter().flatten();
         let host = host.map(|host| (Among::Hosts, host.as_str()));
         let place = wanted.to.iter().map(|to| (Among::Places, to.as_str()));
-        suggest(client, failure, &vms.chain(host).chain(place).collect::<Vec<_>>())
+        let link = wanted.link.iter().map(|link| (Among::Links, link.as_str()));
+        suggest(client, failure, &vms.chain(host).chain(place).chain(link).collect::<Vec<_>>())
     })?;
     let one = match &plan.steps[..] {
         [step] if plan.state != State::Blocked => Some(step),

@@ -100,8 +100,10 @@ impl ListArgs {
     }
 }
 
-/// Numbers by their size, all else as text; nothing comes first.
+/// Numbers by their size, all else as text; nothing comes first. Of several values the first counts.
 fn compare(one: &Value, other: &Value) -> std::cmp::Ordering {
+    let first = |value: &'_ Value| value.get(0).unwrap_or(value).clone();
+    let (one, other) = (&first(one), &first(other));
     match (one.as_f64(), other.as_f64()) {
         (Some(one), Some(other)) => one.total_cmp(&other),
         _ => (!one.is_null(), text(one)).cmp(&(!other.is_null(), text(other))),

@@ -23,12 +23,33 @@ pub(crate) fn milliseconds(text: &str) -> Result<u64, String> {
     duration(text, &[("ms", 1), ("s", 1000)])
 }
 
+/// Bytes a second: a number alone, or with a unit of bits or bytes.
+pub(super) fn rate(text: &str) -> Result<u64, String> {
+    let text = text.strip_suffix("/s").unwrap_or(text);
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    // Times 8, so that bits are exact.
+    let factor = match unit {
+        "" | "B" => Some(8),
+        "kB" => Some(8_000),
+        "MB" => Some(8_000_000),
+        "GB" => Some(8_000_000_000),
+        "kbit" => Some(1_000),
+        "Mbit" => Some(1_000_000),
+        "Gbit" => Some(1_000_000_000_u64),
+        _ => None,
+    };
+    let bits = number.parse::<u64>().ok().zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
+    let rate = bits.map(|bits| bits / 8).filter(|rate| *rate > 0);
+    rate.ok_or_else(|| "write bytes or bits a second, such as 1Gbit, 200Mbit or 50MB".to_owned())
+}
+
 /// Money as millionths: digits, and at most six after a point.
 pub(crate) fn micros(text: &str) -> Result<u64, String> {
     let advice = || "write an amount such as 2 or 1.50".to_owned();
-    let (whole, part) = text.split_once('.').unwrap_or((text, ""));
+    let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
     let digits = |text: &str| text.bytes().all(|c| c.is_ascii_digit());
-    if whole.is_empty() || part.len() > 6 || !digits(whole) || !digits(part) {
+    if whole.is_empty() || part.is_empty() || part.len() > 6 || !digits(whole) || !digits(part) {
         return Err(advice());
     }
     let part: u64 = format!("{part:0<6}").parse().map_err(|_invalid| advice())?;
@@ -67,7 +88,7 @@ pub(crate) fn bytes(bytes: u64) -> String {
 }
 
 /// Bytes a second, for people.
-pub(crate) fn rate(bytes: u64) -> String {
+pub(crate) fn speed(bytes: u64) -> String {
     format!("{}.{} MB/s", bytes / 1_000_000, bytes % 1_000_000 / 100_000)
 }
 

@@ -109,6 +109,46 @@ fn names_that_there_are_not_bring_those_that_there_are() {
 }
 
 #[test]
+fn links_have_the_same_comforts() {
+    let coordinator = Coordinator::start();
+    for (name, ends, price) in [
+        ("ber-par", "berlin,paris", "0.09"),
+        ("ber-rom", "berlin,rome", "0.10"),
+        ("par-rom", "paris,rome", "12"),
+    ] {
+        let add = ["link", "add", name, "--between", ends, "--cost-per-gb", price, "--currency", "EUR"];
+        coordinator.done(&add);
+    }
+    for words in [&["show"][..], &["set", "--cap", "1Gbit"], &["remove"], &["probe"]] {
+        let mut command = vec!["link"];
+        command.extend(words);
+        command.push("ber-pra");
+        let said = coordinator.fails(&command, 1);
+        assert!(said.contains("hint: did you mean ber-par"), "{words:?}: {said}");
+    }
+    assert!(coordinator.fails(&["link", "show", "zzz"], 1).contains("`novaferry link list`"));
+    let by_price = ["link", "list", "--columns", "link,price/gb", "--sort", "-price/gb", "--no-headers"];
+    let table = coordinator.done(&by_price);
+    assert_eq!(table, " par-rom  12 EUR\n ber-rom  0.1 EUR\n ber-par  0.09 EUR\n");
+    for words in [&["link", "list"][..], &["link", "show", "ber-par"], &["site", "list"]] {
+        let yaml = coordinator.done(&[words, &["--output", "yaml"]].concat());
+        assert_eq!(documents(&yaml), coordinator.json(words), "{words:?}");
+    }
+    let shown = coordinator.done(&["link", "show", "ber-par"]);
+    assert!(!shown.contains("FIELD") && shown.contains("state  "), "{shown}");
+    assert_eq!(
+        coordinator.done(&["site", "list", "--columns", "site", "--no-headers"]),
+        " berlin\n paris\n rome\n"
+    );
+}
+
+/// The values of a text in YAML.
+fn documents(yaml: &str) -> Vec<Value> {
+    let texts = yaml.split("---\n").filter(|text| !text.is_empty());
+    texts.map(|text| serde_saphyr::from_str(text).unwrap()).collect()
+}
+
+#[test]
 fn tables_are_short_and_json_exact() {
     let coordinator = Coordinator::start();
     let _host_a = coordinator.host("host-a", &[["web-1", "web", "running"]]);
@@ -124,12 +164,7 @@ fn tables_are_short_and_json_exact() {
     let vms = coordinator.done(&["vm", "list"]);
     assert!(!vms.contains('\u{1b}') && vms.contains("\u{fffd}[31mx"), "{vms:?}");
     let yaml = coordinator.done(&["vm", "list", "--output", "yaml"]);
-    let documents: Vec<Value> = yaml
-        .split("---\n")
-        .filter(|text| !text.is_empty())
-        .map(|text| serde_saphyr::from_str(text).unwrap())
-        .collect();
-    assert_eq!(documents, coordinator.json(&["vm", "list"]));
+    assert_eq!(documents(&yaml), coordinator.json(&["vm", "list"]));
     let shown = coordinator.done(&["host", "show", "host-b"]);
     for part in ["site        berlin", "memory      64.0 GB, 48.0 GB to be had", "fast  2000.0 GB", "db-1"] {
         assert!(shown.contains(part), "{part} is not in\n{shown}");
@@ -270,8 +305,8 @@ fn a_support_bundle_holds_no_secrets() {
     let _host = coordinator.host("host-a", &[["web-1", &format!("named {secret} by a fool"), "running"]]);
     let file = coordinator.file("bundle.tar.gz");
     let path = file.to_str().unwrap();
-    coordinator.done(&["support-bundle", path]);
-    let said = coordinator.fails(&["support-bundle", path], 1);
+    coordinator.done(&["support", "bundle", path]);
+    let said = coordinator.fails(&["support", "bundle", path], 1);
     assert!(said.contains("File exists") && said.contains("hint:"), "{said}");
     let read = |path: &std::path::Path| {
         let file = std::fs::File::open(path).unwrap();
@@ -302,7 +337,8 @@ fn a_support_bundle_holds_no_secrets() {
     let output = coordinator.ask(&[
         "--token-file",
         viewer.to_str().unwrap(),
-        "support-bundle",
+        "support",
+        "bundle",
         file.to_str().unwrap(),
     ]);
     assert!(output.status.success());
@@ -315,7 +351,7 @@ fn a_support_bundle_holds_no_secrets() {
     );
     // Without a coordinator there is none, and no part of one.
     let none = coordinator.file("none.tar.gz");
-    coordinator.fails(&["--url", "https://127.0.0.1:1", "support-bundle", none.to_str().unwrap()], 1);
+    coordinator.fails(&["--url", "https://127.0.0.1:1", "support", "bundle", none.to_str().unwrap()], 1);
     assert!(!none.exists());
 }
 
@@ -339,7 +375,7 @@ fn completions_and_manual_pages_know_every_command() {
     let coordinator = Coordinator::start();
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = coordinator.done(&["completions", shell]);
-        assert!(script.contains("support-bundle") && script.contains("cordon"), "{shell}");
+        assert!(script.contains("bundle") && script.contains("cordon"), "{shell}");
     }
     let folder = coordinator.file("man");
     coordinator.done(&["man", folder.to_str().unwrap()]);

@@ -83,6 +83,8 @@ fn whoever_logs_in_needs_no_flags_any_more() {
     assert_eq!(url(&["--context", "one"])["value"], one.url.as_str());
     assert_eq!(url(&["--url", "https://x"])["from"], "flag");
     done(home, &["config", "use", "one"], "");
+    // Of another context than the one in use.
+    done(home, &["config", "set", "other", "url", &other.url, "--context", "one"], "");
     assert_eq!((&url(&[])["value"], &url(&[])["from"]), (&one.url.as_str().into(), &"context".into()));
     assert!(done(home, &["config", "list"], "").contains("other"));
     let sorted =

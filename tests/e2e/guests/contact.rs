@@ -3,6 +3,7 @@
 use rustix::process::Signal;
 
 use super::{VM, World, needs, outcome, proves_itself};
+use crate::harness::relay::Relay;
 use crate::harness::{Harness, until};
 
 /// The destination's agent stands still until the source believes the connection to be lost.
@@ -45,4 +46,23 @@ fn a_single_stream_over_tcp_goes_on_after_a_lost_connection() {
 #[test]
 fn the_mirror_goes_on_after_a_lost_connection() {
     a_lost_connection_comes_back("the_mirror_goes_on", "mirroring", 1, &[]);
+}
+
+#[test]
+fn a_move_goes_on_over_another_address_when_the_first_is_cut() {
+    let Some(linux) = needs("a_move_goes_on_over_another_address") else { return };
+    let harness = Harness::of_guests();
+    let world = World::start(&harness, &linux, |_| {});
+    harness.allow_log("the connection to the destination is lost");
+    let there = world.destination.serial(VM);
+    let (relay, other) = (Relay::to(world.destination.address()), world.destination.url());
+    let options = ["--limit", "4MB/s", "--reconnect", "5m", "--transport", "tcp", "--alternate", &other];
+    let moving = world.source.migrate_to(VM, &relay.url(), &options);
+    world.source.await_state(&["pre-copy"]);
+    relay.cut();
+    let ended = moving.finish().done();
+    let record = outcome(&ended)["migration"]["record"].clone();
+    assert_eq!(record["report"]["reconnects"], 1);
+    assert_eq!(record["role"]["source"]["alternates"][0], world.destination.address().to_string());
+    proves_itself(&[world.guest.serial(), &there]);
 }

@@ -71,8 +71,13 @@ impl<'a> Host<'a> {
 
     /// Listens there, in whatever namespace it is started.
     pub(crate) fn at(self, address: SocketAddr) -> Self {
-        self.address.set(address);
+        self.set_address(address);
         self
+    }
+
+    /// The same from now on.
+    pub(super) fn set_address(&self, address: SocketAddr) {
+        self.address.set(address);
     }
 
     /// Writes the configuration.

@@ -14,7 +14,8 @@ use serde_json::Value;
 
 use super::host::{Daemon, Host, POOL};
 use super::process::{Finished, Process};
-use super::{Harness, agent_command, until};
+use super::relay::Relay;
+use super::{Harness, agent_command, own_address, until};
 
 const VMD: &str = env!("CARGO_BIN_EXE_novaferry-vmd");
 
@@ -53,6 +54,35 @@ impl<'a> VmHost<'a> {
             .unwrap();
         let host = harness.host(name).with_config(&text).with_pushers(&["host-a", "host-b"]);
         Self { harness, host, folder, agent: RefCell::default(), vmd: RefCell::default() }
+    }
+
+    /// The same, of a coordinator's fleet.
+    pub(crate) fn joining(
+        harness: &'a Harness,
+        name: &str,
+        linux: Option<&Linux>,
+        coordinator: &str,
+    ) -> Self {
+        Self::with(harness, name, linux, &format!("[coordinator]\naddress = \"{coordinator}\"\n"))
+    }
+
+    /// The same, of a coordinator's fleet, reached also by a relay on the network `relay`.
+    pub(crate) fn joining_behind(
+        harness: &'a Harness,
+        name: &str,
+        linux: Option<&Linux>,
+        coordinator: &str,
+    ) -> (Self, Relay) {
+        // An address of its own has every port to itself.
+        let address = SocketAddr::new(own_address(), 7440);
+        let relay = Relay::to(address);
+        let near = relay.url().replace("novaferry://", "");
+        let text = format!(
+            "[coordinator]\naddress = \"{coordinator}\"\nadvertise = [\"relay={near}\", \"{address}\"]\n"
+        );
+        let made = Self::with(harness, name, linux, &text);
+        made.host.set_address(address);
+        (made, relay)
     }
 
     /// The same, of a coordinator's fleet, its spans sent to a collector.

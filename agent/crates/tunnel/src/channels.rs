@@ -238,6 +238,11 @@ impl ChannelTunnel {
         self.core.stats()
     }
 
+    /// Bytes a second that its channels may move from now on, both directions together; 0 counts as 1.
+    pub fn set_limit(&self, limit: Option<u64>) {
+        self.core.set_limit(limit);
+    }
+
     /// Queues a message of at most [`MAX_MESSAGE`] bytes; waits while the queue is full. Messages arrive whole and in
     /// order, before channel bytes that wait to be sent.
     ///

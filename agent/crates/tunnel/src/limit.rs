@@ -23,6 +23,13 @@ impl TokenBucket {
         Self { rate, burst, tokens: burst, last: now }
     }
 
+    /// Goes on at another rate. A debt is paid at the new one.
+    pub(crate) fn set_rate(&mut self, rate: u64, now: Instant) {
+        self.take(0, now);
+        let fresh = Self::new(rate, self.last);
+        *self = Self { tokens: self.tokens.min(fresh.burst), ..fresh };
+    }
+
     #[expect(clippy::cast_precision_loss, reason = "a rate above 2^53 bytes a second needs no exact limit")]
     fn float(value: u64) -> f64 {
         value as f64
@@ -51,6 +58,21 @@ mod tests {
         assert_eq!(bucket.take(100_000, start), Duration::from_millis(100));
         // Half of the debt is paid after 50 ms; another 100 kB come on top.
         assert_eq!(bucket.take(100_000, start + Duration::from_millis(50)), Duration::from_millis(150));
+    }
+
+    #[test]
+    fn a_debt_is_paid_at_the_new_rate() {
+        let start = Instant::now();
+        let mut bucket = TokenBucket::new(1_000_000, start);
+        assert_eq!(bucket.take(150_000, start), Duration::from_millis(100));
+        bucket.set_rate(100_000, start);
+        assert_eq!(bucket.take(0, start), Duration::from_secs(1));
+        bucket.set_rate(10_000_000, start + Duration::from_millis(500));
+        assert_eq!(bucket.take(0, start + Duration::from_millis(500)), Duration::from_millis(5));
+        // A larger burst is not there at once.
+        let mut bucket = TokenBucket::new(1000, start);
+        bucket.set_rate(1_000_000, start);
+        assert_eq!(bucket.take(1050, start), Duration::from_millis(1));
     }
 
     #[test]

@@ -21,7 +21,9 @@ pub struct LaneStats {
     pub rtt: Option<Duration>,
     /// QUIC's congestion window in bytes.
     pub congestion_window: u64,
-    /// Packets that QUIC declared lost.
+    /// Packets that QUIC sent.
+    pub sent_packets: u64,
+    /// Packets of these that it declared lost.
     pub lost_packets: u64,
     /// QUIC's current UDP payload size in bytes.
     pub mtu: u16,
@@ -102,6 +104,7 @@ impl Meter {
                     wire_received: stats.udp_rx.bytes,
                     rtt: Some(stats.path.rtt),
                     congestion_window: stats.path.cwnd,
+                    sent_packets: stats.path.sent_packets,
                     lost_packets: stats.path.lost_packets,
                     mtu: stats.path.current_mtu,
                 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use engine::migrate::record::{Record, Records};
+use engine::migrate::source::Ways;
 use engine::migrate::status::{Command, Live, Status};
 use hypervisor::inventory::{self, Access, Places, State, Vm};
 use tokio::sync::{mpsc, oneshot};
@@ -194,6 +195,19 @@ impl Desk {
                 ))
             }
         }
+    }
+
+    /// Says where the destination of a migration that runs is reached from now on, and how fast it may go. Addresses are
+    /// `novaferry://HOST:PORT`, the best first; with none, they stay.
+    ///
+    /// # Errors
+    /// When an address is none, or the migration is over.
+    pub async fn steer(&self, migration: SessionId, to: &[String], limit: Option<u64>) -> Result<(), String> {
+        let to = job::ways(to)?;
+        if to.is_empty() {
+            return Ok(());
+        }
+        self.ask(|reply| Errand::Ways { migration, ways: Ways { to, limit }, reply }).await?
     }
 
     /// Gives a migration a command; its whole id comes back. What comes of it shows in its state.

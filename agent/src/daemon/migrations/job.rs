@@ -6,7 +6,7 @@ use std::time::Duration;
 use engine::migrate;
 use engine::migrate::mode::admit;
 use engine::migrate::record::{Record, Role};
-use engine::migrate::source::{Job, OnNoConverge, Options};
+use engine::migrate::source::{Job, OnNoConverge, Options, Way};
 use engine::migrate::status::SourceState;
 use hypervisor::inventory::{Process, State, Vm};
 use tunnel::{DialOptions, PeerName, Profile, TransportChoice};
@@ -24,6 +24,9 @@ const MAX_TIMEOUT_MS: u64 = 7 * 86_400_000;
 /// Longest wait for a lost connection that can be asked for, milliseconds: as long as a destination waits.
 const MAX_RECONNECT_MS: u64 = 600_000;
 
+/// Addresses of one destination.
+const MAX_WAYS: usize = 16;
+
 /// A VM that somebody wants to move.
 ///
 /// # Errors
@@ -40,6 +43,7 @@ pub(super) fn of_request(migration: SessionId, asked: &Migrate, vm: &Vm) -> Resu
         .unwrap_or_default();
     let to: HostAddress =
         asked.to.parse().map_err(|error: crate::address::AddressError| error.to_string())?;
+    let alternates = ways(&asked.alternates)?;
     let mut dial = DialOptions::new(to.host.clone(), to.port);
     if let Some(peer) = &asked.peer {
         dial.expect_peer = Some(peer.parse().map_err(|error: tunnel::InvalidPeerName| error.to_string())?);
@@ -58,6 +62,7 @@ pub(super) fn of_request(migration: SessionId, asked: &Migrate, vm: &Vm) -> Resu
     let role = Role::Source {
         state: SourceState::Preparing,
         address: to.authority(),
+        alternates: alternates.iter().map(ToString::to_string).collect(),
         qmp: text("the QMP socket", &qmp)?,
         folder: vm.folder.as_deref().map(|folder| text("the folder", folder)).transpose()?,
         process: vm.process.map(|process| (process.pid, process.start_time)),
@@ -73,10 +78,31 @@ pub(super) fn of_request(migration: SessionId, asked: &Migrate, vm: &Vm) -> Resu
         process: vm.process,
         folder: vm.folder.clone(),
         dial,
+        alternates,
         options: options(asked)?,
         traceparent: asked.traceparent.clone(),
     };
     Ok((job, record))
+}
+
+/// Addresses of a destination: `novaferry://HOST:PORT`.
+///
+/// # Errors
+/// For people: which is none.
+pub(crate) fn ways(addresses: &[String]) -> Result<Vec<Way>, String> {
+    if addresses.len() > MAX_WAYS {
+        return Err(format!(
+            "{} addresses of one destination are too many; name {MAX_WAYS} at most",
+            addresses.len()
+        ));
+    }
+    let parsed = addresses.iter().map(|one| one.parse::<HostAddress>().map(way));
+    parsed.collect::<Result<_, _>>().map_err(|error| error.to_string())
+}
+
+fn way(address: HostAddress) -> Way {
+    let HostAddress { host, port } = address;
+    Way { host, port }
 }
 
 fn text(what: &str, path: &Path) -> Result<String, String> {
@@ -143,7 +169,7 @@ fn options(asked: &Migrate) -> Result<Options, String> {
 /// # Errors
 /// For people: what in the record makes no sense.
 pub(super) fn of_record(migration: SessionId, record: &Record) -> Result<Job, String> {
-    let Role::Source { address, qmp, folder, process, .. } = &record.role else {
+    let Role::Source { address, alternates, qmp, folder, process, .. } = &record.role else {
         return Err("it is a destination's".to_owned());
     };
     let to = HostAddress::from_authority(address).map_err(|error| error.to_string())?;
@@ -161,6 +187,10 @@ pub(super) fn of_record(migration: SessionId, record: &Record) -> Result<Job, St
         process: process.map(|(pid, start_time)| Process { pid, start_time }),
         folder: folder.as_ref().map(PathBuf::from),
         dial,
+        alternates: alternates
+            .iter()
+            .map(|one| HostAddress::from_authority(one).map(way).map_err(|error| error.to_string()))
+            .collect::<Result<_, _>>()?,
         options: Options { mode: record.mode, ..options(&safe)? },
         traceparent: None,
     })

@@ -63,6 +63,7 @@ impl Host {
         let role = Role::Source {
             state,
             address: "127.0.0.1:1".to_owned(),
+            alternates: Vec::new(),
             qmp: self.folder.path().join("web.sock").display().to_string(),
             folder: None,
             process: None,

@@ -67,6 +67,8 @@ pub enum Action {
     RevokeHost,
     /// Make or revoke an API token.
     ManageTokens,
+    /// Say what links there are, or have one probed.
+    ManageLinks,
     /// See the audit log.
     Audit,
 }
@@ -77,7 +79,7 @@ impl Action {
     pub fn needs(self) -> Role {
         match self {
             Self::Look => Role::Viewer,
-            Self::Migrate | Self::Resolve => Role::Operator,
+            Self::Migrate | Self::Resolve | Self::ManageLinks => Role::Operator,
             Self::InviteHost | Self::RevokeHost | Self::ManageTokens | Self::Audit => Role::Admin,
         }
     }
@@ -92,6 +94,7 @@ impl Action {
             Self::InviteHost => "invite-host",
             Self::RevokeHost => "revoke-host",
             Self::ManageTokens => "manage-tokens",
+            Self::ManageLinks => "manage-links",
             Self::Audit => "audit",
         }
     }
@@ -104,9 +107,18 @@ mod tests {
     #[test]
     fn roles_include_those_before_them() {
         use Action as A;
-        let all = [A::Look, A::Migrate, A::Resolve, A::InviteHost, A::RevokeHost, A::ManageTokens, A::Audit];
+        let all = [
+            A::Look,
+            A::Migrate,
+            A::Resolve,
+            A::InviteHost,
+            A::RevokeHost,
+            A::ManageTokens,
+            A::ManageLinks,
+            A::Audit,
+        ];
         let may = |role: Role| all.iter().filter(|action| action.needs() <= role).count();
-        assert_eq!((may(Role::Viewer), may(Role::Operator), may(Role::Admin)), (1, 3, 7));
+        assert_eq!((may(Role::Viewer), may(Role::Operator), may(Role::Admin)), (1, 4, 8));
         for role in [Role::Viewer, Role::Operator, Role::Admin] {
             assert_eq!(role.to_string().parse(), Ok(role));
         }

@@ -16,6 +16,8 @@ pub use schedule::{InvalidSchedule, schedule};
 
 /// What a link is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "schema", schema(as = LinkKind))]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// A network within a site, or between sites of one owner.
@@ -97,6 +99,8 @@ pub struct Price {
 
 /// Minutes of a week in which a link may be used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "schema", schema(as = LinkWindow))]
 #[serde(deny_unknown_fields)]
 pub struct Window {
     /// First minute, counted from Monday 00:00 UTC: 0 to 10,079.
@@ -107,6 +111,7 @@ pub struct Window {
 
 /// What operators say of a link.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Link {
     /// Its name.
@@ -212,6 +217,8 @@ impl Link {
 
 /// What a probe found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "schema", schema(as = LinkMeasured))]
 pub struct Measured {
     /// When.
     pub at: Timestamp,
@@ -227,6 +234,8 @@ pub struct Measured {
 
 /// Whether a link can be used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "schema", schema(as = LinkState))]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     /// Nothing was measured yet.
@@ -240,8 +249,23 @@ pub enum State {
     Down,
 }
 
+impl State {
+    /// Its name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Up => "up",
+            Self::Degraded => "degraded",
+            Self::Down => "down",
+        }
+    }
+}
+
 /// A link as it stands.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "schema", schema(as = LinkStanding))]
 pub struct Standing {
     /// What operators say.
     #[serde(flatten)]

@@ -1,5 +1,7 @@
 //! Which ways lead from one host to another, best first.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +71,42 @@ pub fn routes_by(
         routes.extend(unmarked.map(|(_, address)| (None, address.to_owned())));
     }
     routes
+}
+
+/// What one migration may use.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Share {
+    /// Its ways, best first.
+    pub routes: Vec<(Option<Name>, String)>,
+    /// Bytes a second, when its link has a cap.
+    pub limit: Option<u64>,
+}
+
+/// Divides links among migrations: those that come first choose first. A link with as many as it may have is left out for
+/// those after them, and a cap is shared in equal parts by those that use the link first of all.
+#[must_use]
+pub fn shares(ways: Vec<Vec<(Option<Name>, String)>>, links: &[Standing]) -> Vec<Share> {
+    let mut used: BTreeMap<Name, u64> = BTreeMap::new();
+    let find = |name: &Name| links.iter().map(|standing| &standing.link).find(|link| link.name == *name);
+    let mut shares = Vec::with_capacity(ways.len());
+    for mut routes in ways {
+        routes.retain(|(name, _)| {
+            let link = name.as_ref().and_then(&find);
+            let most = link.and_then(|link| link.most_migrations.map(|most| (&link.name, u64::from(most))));
+            most.is_none_or(|(name, most)| used.get(name).copied().unwrap_or(0) < most)
+        });
+        if let Some((Some(name), _)) = routes.first() {
+            *used.entry(name.clone()).or_default() += 1;
+        }
+        shares.push(Share { routes, limit: None });
+    }
+    for share in &mut shares {
+        let Some((Some(name), _)) = share.routes.first() else { continue };
+        let cap = find(name).and_then(|link| link.cap);
+        let users = used.get(name).copied().unwrap_or(1).max(1);
+        share.limit = cap.map(|cap| (cap / users).max(1));
+    }
+    shares
 }
 
 /// Lower is better. Ends with the name, so that the order is always the same.
@@ -142,6 +180,23 @@ mod tests {
         );
         open.state = State::Down;
         assert_eq!(names(&routes(&a, &b, &[mpls, open], NOW)), [("mpls", "10.0.0.2:1")]);
+    }
+
+    #[test]
+    fn caps_are_shared_and_full_links_are_left_to_those_before() {
+        let mut capped = link("capped", ["s", "s"], Some("n"));
+        (capped.link.cap, capped.link.most_migrations) = (Some(1000), Some(3));
+        let links = [capped, link("other", ["s", "s"], None)];
+        let way = |name: &str| (Some(name.parse().unwrap()), format!("{name}:1"));
+        let both = || vec![way("capped"), way("other")];
+        let only = || vec![way("capped")];
+        let shared =
+            shares(vec![both(), only(), vec![way("other"), way("capped")], both(), both(), only()], &links);
+        let limits: Vec<_> = shared.iter().map(|share| share.limit).collect();
+        assert_eq!(limits, [Some(333), Some(333), None, Some(333), None, None]);
+        assert_eq!(shared[2].routes.len(), 2);
+        assert_eq!(shared[4].routes, [way("other")], "the fourth on the link is one too many");
+        assert_eq!(shared[5], Share::default());
     }
 
     #[test]

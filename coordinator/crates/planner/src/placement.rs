@@ -38,6 +38,7 @@ pub struct Along {
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Against {
     ItIsThere,
+    NotAsked(Name),
     OtherSite(Name),
     Revoked,
     Away,
@@ -58,6 +59,7 @@ impl fmt::Display for Against {
         let mib = |bytes: &u64| bytes.div_ceil(1 << 20);
         match self {
             Self::ItIsThere => f.write_str("the VM is there already"),
+            Self::NotAsked(host) => write!(f, "host {host} was asked for"),
             Self::OtherSite(site) => write!(f, "it is at site {site}"),
             Self::Revoked => f.write_str("it was revoked"),
             Self::Away => f.write_str("its agent has no line to the coordinator"),
@@ -155,7 +157,7 @@ fn against(
     let host = &place.host;
     let mut found = Vec::new();
     match target {
-        Target::Host(name) if host.name != *name => return vec![Against::OtherSite(host.site.clone())],
+        Target::Host(name) if host.name != *name => return vec![Against::NotAsked(name.clone())],
         Target::Site(site) if host.site != *site => return vec![Against::OtherSite(host.site.clone())],
         _ => {}
     }

@@ -3,13 +3,14 @@
 //! [`gate`]: who asks, how much, whether it was asked before (`Idempotency-Key`), and what of the answer is known (`ETag`).
 
 mod audit;
-mod caller;
+pub(crate) mod caller;
 mod document;
 mod etag;
 pub(crate) mod gate;
 mod hosts;
 pub(crate) mod jwt;
 pub(crate) mod limit;
+mod links;
 mod migrations;
 mod once;
 mod page;
@@ -22,7 +23,7 @@ mod traces;
 use std::sync::Arc;
 
 use axum::extract::DefaultBodyLimit;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::{Json, Router};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -30,7 +31,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::fleet::Fleet;
-use crate::metrics;
+use crate::{metrics, novacron};
 use gate::Gate;
 use problem::Problem;
 
@@ -54,6 +55,11 @@ fn routes() -> OpenApiRouter<Arc<Fleet>> {
         .routes(routes!(plans::start))
         .routes(routes!(plans::cancel))
         .routes(routes!(plans::cordon))
+        .routes(routes!(links::list, links::add))
+        .routes(routes!(links::show, links::change, links::remove))
+        .routes(routes!(links::measurements))
+        .routes(routes!(links::probe))
+        .routes(routes!(links::sites))
         .routes(routes!(reports::accuracy_of))
         .routes(routes!(reports::cost))
         .routes(routes!(tokens::list, tokens::make))
@@ -71,10 +77,13 @@ pub(crate) fn router(fleet: Arc<Fleet>, gate: Arc<Gate>) -> Router {
         .layer(document::layer(openapi))
         .fallback(async || Problem::not_found("there is nothing at this path; /v1/docs lists what there is"))
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
+        .merge(novacron::router())
         .layer(from_fn_with_state(gate, gate::pass))
         .layer(DefaultBodyLimit::max(MOST_BODY))
-        .layer(axum::middleware::from_fn(traces::follow))
-        .layer(axum::middleware::from_fn(metrics::count))
+        .layer(from_fn(traces::follow))
+        .layer(from_fn(metrics::count))
+        // The outermost: what the gate refuses is told in the caller's shape, too.
+        .layer(from_fn(novacron::errors))
         .with_state(fleet)
 }
 

@@ -13,12 +13,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::authority::Authority;
 use crate::error::ServiceError;
+use crate::links::Probes;
 
 /// The fleet.
 #[derive(Debug)]
 pub(crate) struct Fleet {
     pub(crate) store: Store,
     pub(crate) authority: Arc<Authority>,
+    /// Probes of links.
+    pub(crate) probes: Probes,
     lines: Mutex<BTreeMap<Name, Connected>>,
     /// Something else is wanted of some host.
     wanted: watch::Sender<u64>,
@@ -51,7 +54,8 @@ impl Fleet {
         let store = Store::open(database).await?;
         let authority = Authority::open(folder, &store, names).await?;
         let (wanted, revoked) = (watch::Sender::new(0), watch::Sender::new(0));
-        Ok(Arc::new(Self { store, authority, lines: Mutex::new(BTreeMap::new()), wanted, revoked }))
+        let probes = Probes::default();
+        Ok(Arc::new(Self { store, authority, probes, lines: Mutex::new(BTreeMap::new()), wanted, revoked }))
     }
 
     fn lines(&self) -> MutexGuard<'_, BTreeMap<Name, Connected>> {

@@ -9,8 +9,11 @@ mod error;
 mod find;
 mod fleet;
 mod line;
+mod links;
 mod listen;
 mod metrics;
+mod moves;
+mod novacron;
 mod pinned;
 mod plans;
 
@@ -147,7 +150,8 @@ impl Service {
             }
         };
         let plans = plans::run::run(Arc::clone(&fleet), stop.clone());
-        tokio::join!(agents, api, scrapes, plans);
+        let probing = links::run(&fleet, stop.clone());
+        tokio::join!(agents, api, scrapes, plans, probing);
         replaced.abort();
         if lost.is_cancelled() {
             return Err(ServiceError::Replaced);

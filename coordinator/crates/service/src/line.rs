@@ -10,7 +10,7 @@ use control_api::v1::coordinator_server::Coordinator;
 use control_api::v1::from_agent::What as Said;
 use control_api::v1::to_agent::What as Told;
 use control_api::v1::{
-    Beat, Certificate, FromAgent, Hello, Intent, JoinReply, JoinRequest, Renew, ToAgent, Welcome,
+    self, Beat, Certificate, FromAgent, Hello, Intent, JoinReply, JoinRequest, Renew, ToAgent, Welcome,
 };
 use control_api::{JoinToken, PROTOCOL, PROTOCOL_LEAST};
 use model::Name;
@@ -26,6 +26,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::error::ServiceError;
 use crate::fleet::{Fleet, now};
+use crate::links;
 use crate::listen::Peer;
 
 /// How often an agent is to say something.
@@ -169,6 +170,11 @@ fn spoken(least: u32, newest: u32) -> Result<u32, Status> {
     Ok(newest.min(PROTOCOL))
 }
 
+/// What is to be probed; none when the agent cannot.
+async fn next(asked: &mut Option<mpsc::Receiver<v1::Probe>>) -> Option<v1::Probe> {
+    asked.as_mut()?.recv().await
+}
+
 type Sender = mpsc::Sender<Result<ToAgent, Status>>;
 
 async fn tell(told: &Sender, what: Told) -> Result<(), Status> {
@@ -223,6 +229,8 @@ impl Lines {
             ..Observed::default()
         };
         let mut known = self.intend(host, told, None).await?;
+        // Held here, so that what is asked of an agent that does not answer probes waits for nothing.
+        let mut asked = hello.probes.then(|| self.fleet.probes.open(host));
         loop {
             tokio::select! {
                 () = end.cancelled() => return Err(Status::aborted("the host has another line")),
@@ -240,6 +248,7 @@ impl Lines {
                     self.still_good(host).await?;
                     tell(told, Told::Certificate(self.certificate(String::new()).await?)).await?;
                 }
+                Some(probe) = next(&mut asked) => tell(told, Told::Probe(probe)).await?,
                 message = timeout(SILENCE, inbound.message()) => {
                     let message = message.map_err(|_late| Status::deadline_exceeded("the agent is silent"))??;
                     let Some(FromAgent { what }) = message else { return Ok(()) };
@@ -278,11 +287,14 @@ impl Lines {
     /// Tells a host what is wanted of it, unless it knows.
     async fn intend(&self, host: &Name, told: &Sender, known: Option<Intent>) -> Result<Intent, Status> {
         let (generation, migrations) = self.fleet.store.intent(host).await.map_err(|error| status(&error))?;
+        let mut shares = links::shares(&self.fleet, &migrations).await.map_err(|error| status(&error))?;
         let mut wanted = Vec::with_capacity(migrations.len());
         for migration in &migrations {
-            let destination =
-                self.fleet.store.host(&migration.destination).await.map_err(|error| status(&error))?;
-            wanted.push(words::migration(migration, &destination));
+            let share = shares.remove(&migration.id).unwrap_or_default();
+            // Until a link opens nobody hears of it; a host that says nothing of itself is the source's to complain of.
+            if !share.waits || migration.at_source.is_some() {
+                wanted.push(words::migration(migration, &share.share));
+            }
         }
         let intent = Intent { generation, migrations: wanted };
         let is_known = known.is_some_and(|known| known.migrations == intent.migrations);
@@ -330,6 +342,7 @@ impl Lines {
                 let noted = self.fleet.refused(host, &refused.migration, why).await;
                 noted.map_err(|error| status(&error))?;
             }
+            Said::Probed(probed) => self.fleet.probes.answered(host, probed),
             Said::Renew(Renew { request }) => {
                 let key = pki::requested_key(&request);
                 let key = key.map_err(|error| Status::invalid_argument(error.to_string()))?;

@@ -55,12 +55,7 @@ pub(crate) async fn snapshot(fleet: &Fleet) -> Result<planner::fleet::Fleet, Pro
             host,
         }
     });
-    Ok(planner::fleet::Fleet { now: now(), places: places.collect(), links: links(fleet) })
-}
-
-/// The links between sites.
-pub(crate) fn links(_fleet: &Fleet) -> Vec<model::link::Standing> {
-    Vec::new()
+    Ok(planner::fleet::Fleet { now: now(), places: places.collect(), links: fleet.store.links().await? })
 }
 
 /// What would be done. Nothing is kept, and nothing is changed.

@@ -19,7 +19,9 @@ use tonic::{Code, Status, Streaming};
 use super::*;
 
 mod api;
+mod links;
 mod metrics;
+mod novacron;
 mod plans;
 mod traces;
 
@@ -219,8 +221,9 @@ impl Host {
             protocol_least: PROTOCOL_LEAST,
             version: "0.1.0".to_owned(),
             intent_generation: seen,
-            addresses: vec![format!("{}:7440", self.name)],
+            addresses: vec![format!("{}:7440", self.name), format!("mpls={}.mpls:7440", self.name)],
             now_ms: fleet::now().as_millisecond(),
+            probes: true,
         };
         line.say(Said::Hello(hello)).await;
         match line.next().await? {
@@ -247,7 +250,8 @@ impl Line {
         loop {
             match self.next().await.unwrap() {
                 Told::Intent(intent) => return intent,
-                Told::Certificate(_) | Told::Beat(_) => {}
+                // Who is not asked about links in a test lets it be.
+                Told::Certificate(_) | Told::Beat(_) | Told::Probe(_) => {}
                 other @ Told::Welcome(_) => panic!("no intent: {other:?}"),
             }
         }

@@ -12,6 +12,7 @@ mod database;
 mod error;
 mod facts;
 mod hosts;
+mod links;
 mod migrations;
 mod plans;
 mod tokens;
@@ -29,6 +30,7 @@ pub use database::Database;
 use database::{Hold, Opened};
 pub use error::{StoreError, StoreErrorKind};
 pub use hosts::{Certificate, HostPage, RevokedCertificate};
+pub use links::{LinkProbe, MOST_PROBES};
 pub use migrations::Page;
 pub use tokens::{ApiToken, JoinGrant};
 

@@ -17,7 +17,7 @@ pub struct Page {
     pub most: u32,
 }
 
-fn read(row: &AnyRow) -> Result<Migration, StoreError> {
+pub(crate) fn read(row: &AnyRow) -> Result<Migration, StoreError> {
     let body: String = row.try_get("body")?;
     serde_json::from_str(&body).map_err(|error| StoreError::corrupt("a migration").caused_by(error))
 }

@@ -23,6 +23,8 @@ const TIME: Duration = Duration::from_millis(300);
 const ROUND_TRIPS: u32 = 4;
 /// Empty messages that are timed: the fastest answer is the round trip.
 const PINGS: u32 = 3;
+/// The same for a probe, at most.
+const MOST_PINGS: u32 = 64;
 /// How long one answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Share of a second that a limit allows at once, as the tunnel's own limit does.
@@ -56,6 +58,9 @@ pub enum NotMeasured {
 #[derive(Debug)]
 struct Pace {
     limit: Option<u64>,
+    /// Bytes and time of the whole probe.
+    most: u64,
+    time: Duration,
     round_trip: Duration,
     spent: Duration,
     sent: u64,
@@ -67,7 +72,17 @@ struct Pace {
 
 impl Pace {
     fn new(limit: Option<u64>, round_trip: Duration) -> Self {
-        Self { limit, round_trip, spent: Duration::ZERO, sent: 0, next: BURST.0, best: 0, before: 0 }
+        Self {
+            limit,
+            most: MOST,
+            time: TIME.max(round_trip * ROUND_TRIPS),
+            round_trip,
+            spent: Duration::ZERO,
+            sent: 0,
+            next: BURST.0,
+            best: 0,
+            before: 0,
+        }
     }
 
     /// The next burst's size; none when the probe is over.
@@ -75,9 +90,8 @@ impl Pace {
         let most = self.limit.map_or(BURST.1, |limit| BURST.1.min((limit / AT_ONCE).max(1)));
         let size = self.next.min(most);
         let takes = if self.best == 0 { Duration::ZERO } else { time_of(size, self.best) };
-        let time = TIME.max(self.round_trip * ROUND_TRIPS);
         let reached = self.limit.is_some_and(|limit| self.best >= limit);
-        let fits = self.sent + size <= MOST && self.spent + takes + self.round_trip <= time;
+        let fits = self.sent + size <= self.most && self.spent + takes + self.round_trip <= self.time;
         (!reached && (self.sent == 0 || fits)).then_some(size)
     }
 
@@ -128,6 +142,59 @@ pub async fn measure(tunnel: &ChannelTunnel, limit: Option<u64>) -> Result<Link,
     }
     let (rate, at_least) = pace.rate();
     Ok(Link { rate, at_least, round_trip, bytes: pace.sent })
+}
+
+/// What a probe of a link may take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Bounds {
+    /// Empty messages that are answered: 1 to 64.
+    pub pings: u32,
+    /// Bytes to find out the rate with, at most 4 MiB; none for not at all.
+    pub bytes: u64,
+    /// Time for that, at most a second.
+    pub time: Duration,
+}
+
+/// What a probe found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Quality {
+    /// Median of the round trips.
+    pub round_trip: Duration,
+    /// Their mean deviation from it.
+    pub jitter: Duration,
+    /// Packets that QUIC declared lost, of a million that it sent, while the link was not filled. 0 over TCP, which does
+    /// not tell.
+    pub loss_ppm: u32,
+    /// Bytes a second, if that was tried.
+    pub rate: Option<u64>,
+}
+
+/// Probes a link. Nobody else may read the tunnel's messages meanwhile.
+///
+/// # Errors
+/// [`NotMeasured`].
+pub async fn probe(tunnel: &ChannelTunnel, bounds: Bounds) -> Result<Quality, NotMeasured> {
+    let mut exchange = Exchange { tunnel, nth: 0 };
+    let mut trips = Vec::new();
+    for _ in 0..bounds.pings.clamp(1, MOST_PINGS) {
+        trips.push(exchange.burst(0).await?);
+    }
+    trips.sort_unstable();
+    let round_trip = trips[trips.len() / 2];
+    let deviations: Duration = trips.iter().map(|trip| trip.abs_diff(round_trip)).sum();
+    let jitter = deviations / u32::try_from(trips.len()).unwrap_or(u32::MAX);
+    // Before the bursts, which may fill the link until it loses something.
+    let lane = tunnel.stats().lanes.first().copied().unwrap_or_default();
+    let lost = lane.lost_packets.saturating_mul(1_000_000).checked_div(lane.sent_packets).unwrap_or(0);
+    let loss_ppm = u32::try_from(lost.min(1_000_000)).unwrap_or(1_000_000);
+    let (most, time) = (bounds.bytes.min(MOST), bounds.time.min(Duration::from_secs(1)));
+    let mut pace = Pace { most, time, ..Pace::new(None, trips[0]) };
+    while let Some(size) = pace.burst().filter(|size| pace.sent + size <= most) {
+        let took = exchange.burst(size).await?;
+        pace.note(size, took);
+    }
+    let rate = (pace.sent > 0).then(|| pace.rate().0);
+    Ok(Quality { round_trip, jitter, loss_ppm, rate })
 }
 
 struct Exchange<'a> {

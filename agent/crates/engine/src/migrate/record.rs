@@ -68,6 +68,9 @@ pub enum Role {
         state: SourceState,
         /// `HOST:PORT` of the destination.
         address: String,
+        /// More of them, the best first.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        alternates: Vec<String>,
         /// The VM's QMP socket here.
         qmp: String,
         /// The VM's folder here, if NovaCron's layout has one.

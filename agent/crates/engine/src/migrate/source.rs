@@ -26,6 +26,7 @@ mod sample;
 mod signals;
 mod undo;
 mod warm;
+mod ways;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -55,6 +56,7 @@ use crate::cpu::Cpu;
 use crate::error::EngineError;
 
 pub(super) use memory::capabilities;
+pub use ways::{Way, Ways};
 
 /// Signals that wait for the owner.
 const SIGNALS: usize = 256;
@@ -132,8 +134,10 @@ pub struct Job {
     pub process: Option<Process>,
     /// Its folder, if it has one.
     pub folder: Option<PathBuf>,
-    /// The destination.
+    /// The destination: how it is dialled, at the first of its addresses.
     pub dial: DialOptions,
+    /// More of its addresses, the best first.
+    pub alternates: Vec<Way>,
     /// How.
     pub options: Options,
     /// W3C context of the trace that this is a part of; not kept over a restart.
@@ -144,8 +148,11 @@ pub struct Job {
 #[derive(Debug)]
 pub(super) enum Signal {
     Message(FromDestination),
-    TunnelLost(String),
-    Dialled(Box<ChannelTunnel>),
+    /// Which, and why.
+    TunnelLost(u64, String),
+    Dialled(Box<ChannelTunnel>, Way),
+    /// The destination answers at an address that is better than the one in use.
+    BetterWay(Way),
     Qemu(EventKind),
     /// Its monitor hung up; whether its process ended.
     QemuGone {
@@ -183,6 +190,12 @@ pub(super) struct Owner {
     /// Those who listen: to QEMU, to the destination, for its return.
     watchers: JoinSet<()>,
     pub(super) tunnel: Option<ChannelTunnel>,
+    /// Tunnels so far: an old one's end may be noticed after the next one came.
+    tunnels: u64,
+    /// The address that the last tunnel was made to.
+    path: Option<Way>,
+    /// Where the destination is reached, kept current by whoever asked for the migration.
+    ways: watch::Receiver<Ways>,
     redialling: bool,
     /// The connection as the byte paths see it.
     pub(super) contact: Contact,
@@ -208,6 +221,16 @@ pub(super) struct Owner {
     dry_run_done: bool,
 }
 
+impl Job {
+    /// Where the destination is reached, and how fast, until somebody says otherwise.
+    #[must_use]
+    pub fn ways(&self) -> Ways {
+        let mut to = vec![Way { host: self.dial.host.clone(), port: self.dial.port }];
+        to.extend(self.alternates.iter().cloned());
+        Ways { to, limit: self.dial.limit }
+    }
+}
+
 /// Carries a migration out to its end, or to the process' end. `record` is new, or what an earlier process left.
 pub async fn run(
     context: Context,
@@ -215,6 +238,7 @@ pub async fn run(
     record: Record,
     resumed: bool,
     mut commands: mpsc::Receiver<Command>,
+    ways: watch::Receiver<Ways>,
     status: watch::Sender<Status>,
 ) -> Record {
     let mut record = record;
@@ -237,6 +261,9 @@ pub async fn run(
         carriers: JoinSet::new(),
         watchers: JoinSet::new(),
         tunnel: None,
+        tunnels: 0,
+        path: None,
+        ways,
         redialling: false,
         contact: Contact::default(),
         lost: None,
@@ -280,6 +307,7 @@ pub async fn run(
             () = stop.cancelled() => break,
             Some(signal) = inbox.recv() => owner.signal(signal, &mut todo).await,
             Some(command) = commands.recv() => owner.command(command, &mut todo),
+            Ok(()) = owner.ways.changed() => owner.take_ways(),
             _ = ticks.tick() => owner.tick(&mut todo).await,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -62,7 +62,9 @@ pub(crate) struct ChannelCore {
     pub(super) received: AtomicU64,
     /// Bytes of all channels' TCP connections.
     pub(super) counters: Arc<Counters>,
-    limit: Option<Mutex<TokenBucket>>,
+    limit: Mutex<Option<TokenBucket>>,
+    /// Whether there is a limit: asked for each piece.
+    limited: AtomicBool,
     generation: Mutex<Option<Generation>>,
     numbers: Arc<Mutex<HashSet<u16>>>,
     control: Mutex<Meter>,
@@ -110,7 +112,8 @@ impl ChannelCore {
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
             counters: Arc::default(),
-            limit: limit.map(|rate| Mutex::new(TokenBucket::new(rate, Instant::now()))),
+            limit: Mutex::new(limit.map(|rate| TokenBucket::new(rate, Instant::now()))),
+            limited: AtomicBool::new(limit.is_some()),
             generation: Mutex::new(None),
             numbers: Arc::default(),
             control: Mutex::new(control),
@@ -169,11 +172,24 @@ impl ChannelCore {
 
     /// What the limit demands before the next bytes may move, now that `bytes` did.
     pub(super) fn pay(&self, bytes: u64) -> Duration {
-        self.limit.as_ref().map_or(Duration::ZERO, |limit| lock(limit).take(bytes, Instant::now()))
+        if !self.is_limited() {
+            return Duration::ZERO;
+        }
+        lock(&self.limit).as_mut().map_or(Duration::ZERO, |limit| limit.take(bytes, Instant::now()))
     }
 
     pub(super) fn is_limited(&self) -> bool {
-        self.limit.is_some()
+        self.limited.load(Ordering::Relaxed)
+    }
+
+    /// From now on so many bytes a second. What waits for its turn has been given it by the old limit.
+    pub(super) fn set_limit(&self, limit: Option<u64>) {
+        let mut bucket = lock(&self.limit);
+        match (&mut *bucket, limit) {
+            (Some(bucket), Some(rate)) => bucket.set_rate(rate, Instant::now()),
+            (bucket, limit) => *bucket = limit.map(|rate| TokenBucket::new(rate, Instant::now())),
+        }
+        self.limited.store(limit.is_some(), Ordering::Relaxed);
     }
 
     /// Remembers a socket, to cut it when the tunnel ends.

@@ -71,7 +71,8 @@ fn say(operation: &mut Operation, status: &str, response: impl Into<Described>) 
 /// What holds for every route is said here, not at each of them.
 fn complete(openapi: &mut OpenApi) {
     for item in openapi.paths.paths.values_mut() {
-        for operation in item.get.iter_mut().chain(&mut item.post) {
+        let all = item.get.iter_mut().chain(&mut item.post).chain(&mut item.put).chain(&mut item.delete);
+        for operation in all {
             let text =
                 || HeaderBuilder::new().schema(Some(ObjectBuilder::new().schema_type(Type::String))).build();
             let number =

@@ -21,8 +21,9 @@ use crate::error::ServiceError;
 use crate::fleet::Fleet;
 use crate::listen::Peer;
 
-/// So much of a body is read to be thrown away, bytes.
+/// So much of a body is read to be thrown away, bytes: of those who may ask, and of strangers.
 const MOST_DRAINED: usize = 8 << 20;
+const MOST_OF_STRANGERS: usize = MOST_BODY;
 /// How long a body may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -55,7 +56,7 @@ impl Gate {
 
 /// The body of a request. One that is too long is read to its end, if that is not too far: whoever is still sending would
 /// see a broken connection, and no answer.
-async fn whole(body: Body) -> Result<Bytes, Problem> {
+async fn whole(body: Body, most_drained: usize) -> Result<Bytes, Problem> {
     let mut parts = body.into_data_stream();
     let (mut content, mut length) = (Vec::new(), 0);
     let read = async {
@@ -66,7 +67,7 @@ async fn whole(body: Body) -> Result<Bytes, Problem> {
             length += part.len();
             if length <= MOST_BODY {
                 content.extend_from_slice(&part);
-            } else if length > MOST_DRAINED {
+            } else if length > most_drained {
                 break;
             }
         }
@@ -96,13 +97,18 @@ pub(super) async fn pass(State(gate): State<Arc<Gate>>, mut request: Request, ne
         return refusal;
     }
     request.extensions_mut().insert(Known(caller.clone()));
+    // Whatever is asked: a connection that is closed over a body that nobody read takes the answer with it.
+    let (head, body) = request.into_parts();
+    let most = if caller.is_ok() { MOST_DRAINED } else { MOST_OF_STRANGERS };
+    let body = match whole(body, most).await {
+        Ok(body) => body,
+        Err(problem) => return problem.into_response(),
+    };
+    let mut request = Request::from_parts(head, Body::from(body.clone()));
     let mut response = match (request.method(), caller) {
         (&Method::POST, Ok(caller)) => {
-            let (head, body) = request.into_parts();
-            match whole(body).await {
-                Ok(body) => once::once(Arc::clone(fleet), run, &caller, (head, body), next).await,
-                Err(problem) => problem.into_response(),
-            }
+            let (head, _) = request.into_parts();
+            once::once(Arc::clone(fleet), run, &caller, (head, body), next).await
         }
         (&Method::GET, _) => {
             let seen = request.headers().get(header::IF_NONE_MATCH).cloned();

@@ -8,19 +8,17 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use model::Name;
 use model::access::Action;
-use model::link::Price;
-use model::migration::{Migration, Options, State as Stands, Wish};
+use model::migration::{Migration, Options, Wish};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::caller::Caller;
 use super::page::{Page, most, position};
 use super::problem::{Asked, Body, Problem, Segment};
-use super::tokens::random;
 use super::traces::Traced;
 use super::{etag, once};
-use crate::find;
-use crate::fleet::{Fleet, now};
+use crate::fleet::Fleet;
+use crate::moves;
 
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = MigrationWanted)]
@@ -67,47 +65,9 @@ pub(super) async fn begin(
     Body(mut wanted): Body<Wanted>,
 ) -> Result<Response, Problem> {
     traced.mark(&mut wanted.options);
-    caller.may(&fleet, Action::Migrate, &wanted.vm).await?;
-    let hosts = fleet.store.hosts().await?;
-    let (source, found) = find::vm(&hosts.iter().collect::<Vec<_>>(), &wanted.vm, wanted.from.as_ref())?;
-    let vm = found.id.as_str();
-    let destination = hosts.iter().find(|host| host.name == wanted.to);
-    let Some(destination) = destination.filter(|host| host.revoked.is_none()) else {
-        return Err(Problem::not_found(format!("there is no host {}", wanted.to)));
-    };
-    if *source == destination.name {
-        return Err(Problem::conflict(format!("VM {vm} is on {source} already")));
-    }
-    if destination.observed.as_ref().is_none_or(|observed| observed.addresses.is_empty()) {
-        let why = format!("host {} has not said where it is reached; check that its agent runs", wanted.to);
-        return Err(Problem::conflict(why));
-    }
-    let created = now();
-    let migration = Migration {
-        id: data_encoding::HEXLOWER.encode(&random::<16>()?),
-        vm: vm.to_owned(),
-        source: source.clone(),
-        destination: wanted.to,
-        options: wanted.options,
-        wish: Wish::Arrive,
-        by: caller.actor().to_owned(),
-        created,
-        changed: created,
-        state: Stands::Queued,
-        at_source: None,
-        at_destination: None,
-        refusal: None,
-        plan: None,
-        link: None,
-        needs: found.needs.clone(),
-        estimate: None,
-        price: Price::default(),
-    };
-    let what = format!("{} from {} to {}", migration.id, migration.source, migration.destination);
-    let deed = caller.does(Action::Migrate, vm, what);
-    let begun = once::answer(StatusCode::ACCEPTED, &migration)?;
-    fleet.store.add_migration(&migration, deed).await?;
-    fleet.tell();
+    let Wanted { vm, to, from, options } = wanted;
+    let answer = |migration: &Migration| once::answer(StatusCode::ACCEPTED, migration);
+    let (_, begun) = moves::begin(&fleet, &caller, moves::Wanted { vm, to, from, options }, answer).await?;
     Ok(begun)
 }
 

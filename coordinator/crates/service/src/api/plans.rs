@@ -19,6 +19,7 @@ use super::page::{Page, most, position};
 use super::problem::{Asked, Body, Problem, Segment};
 use super::traces::Traced;
 use crate::fleet::{Fleet, now};
+use crate::moves;
 use crate::plans::draft;
 
 #[derive(Debug, Deserialize, ToSchema)]
@@ -43,25 +44,16 @@ pub(super) async fn make(
     caller.may(&fleet, Action::Migrate, &subject).await?;
     let start = wanted.start;
     let drain = wanted.drain.clone().filter(|_| start && !wanted.options.dry_run);
-    let mut plan = draft(&fleet, wanted, caller.actor()).await?;
+    let plan = draft(&fleet, wanted, caller.actor()).await?;
     if start && plan.state == Stands::Draft {
         // A host that is drained must not fill again meanwhile.
         if let Some(host) = drain {
             let deed = caller.does(Action::Migrate, host.as_str(), "cordoned, to be drained".to_owned());
             fleet.store.cordon(&host, true, deed).await?;
         }
-        plan.state = Stands::Running;
-        // Nothing to do is done.
-        plan.settle();
     }
-    let deed = caller.does(
-        Action::Migrate,
-        &subject,
-        format!("plan {} of {} VMs, {}", plan.id, plan.steps.len(), plan.state.as_str()),
-    );
-    let made = once::answer(StatusCode::CREATED, &plan)?;
-    fleet.store.add_plan(&plan, deed).await?;
-    fleet.tell();
+    let answer = |plan: &Plan| once::answer(StatusCode::CREATED, plan);
+    let (_, made) = moves::keep(&fleet, &caller, plan, start, &subject, answer).await?;
     Ok(made)
 }
 

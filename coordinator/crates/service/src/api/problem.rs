@@ -74,6 +74,16 @@ impl Problem {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", why)
     }
 
+    /// Its HTTP status.
+    pub(crate) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// What it says to people.
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
+    }
+
     pub(super) fn broken(error: &(dyn std::error::Error + 'static)) -> Self {
         tracing::error!(error, "a request fails");
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the coordinator failed; its log says why")
@@ -82,13 +92,15 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let Self { status, code, detail } = self;
+        let Self { status, code, detail } = self.clone();
         let title = status.canonical_reason().unwrap_or_default();
         let r#type = format!("urn:novaferry:problem:{code}");
         let written = Written { r#type, title, status: status.as_u16(), code, detail };
         let mut response = (status, Json(written)).into_response();
         let json = HeaderValue::from_static("application/problem+json");
         response.headers_mut().insert(header::CONTENT_TYPE, json);
+        // For those who tell errors in another shape.
+        response.extensions_mut().insert(self);
         if status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }

@@ -61,7 +61,7 @@ pub(super) async fn accuracy_of(
 }
 
 /// Says what migrations have cost; as CSV with the columns of FOCUS if asked.
-#[utoipa::path(get, path = "/v1/reports/cost", tag = "reports", params(Spent), responses((status = OK, body = Vec<Object>)))]
+#[utoipa::path(get, path = "/v1/reports/cost", tag = "reports", params(Spent), responses((status = OK, content((Vec<Object> = "application/json"), (String = "text/csv")))))]
 pub(super) async fn cost(
     State(fleet): State<Arc<Fleet>>,
     caller: Caller,

@@ -1,8 +1,9 @@
 //! The line's messages as the coordinator's values, and the other way round. What hosts say is bounded here.
 
 use control_api::v1;
-use model::host::{Host, Needs, Observed, Pool, Vm};
+use model::host::{Needs, Observed, Pool, Vm};
 use model::migration::{Migration, Mode, Progress, State, Wish};
+use model::route::Share;
 
 /// Longest name, version, state.
 const SHORT: usize = 256;
@@ -14,6 +15,8 @@ const REPORT: usize = 64 << 10;
 pub(super) const MOST_ADDRESSES: usize = 8;
 /// Migrations in one message: as many as an agent keeps.
 pub(super) const MOST_MIGRATIONS: usize = 1024;
+/// Addresses beside the first that an agent is told.
+const MOST_ALTERNATES: usize = 7;
 const MOST_POOLS: usize = 256;
 const MOST_VMS: usize = 16_384;
 
@@ -30,8 +33,8 @@ pub(super) fn long(text: &str) -> String {
 }
 
 /// What is wanted of a migration's source.
-pub(super) fn migration(migration: &Migration, destination: &Host) -> v1::Migration {
-    let address = destination.observed.as_ref().and_then(|observed| observed.addresses.first());
+pub(super) fn migration(migration: &Migration, share: &Share) -> v1::Migration {
+    let mut addresses = share.routes.iter().map(|(_, address)| format!("novaferry://{address}"));
     let options = &migration.options;
     let mode = match options.mode {
         Mode::Live => v1::Mode::Live,
@@ -58,10 +61,11 @@ pub(super) fn migration(migration: &Migration, destination: &Host) -> v1::Migrat
         id: migration.id.clone(),
         vm: migration.vm.clone(),
         peer: migration.destination.to_string(),
-        to: address.map(|address| format!("novaferry://{address}")).unwrap_or_default(),
+        to: addresses.next().unwrap_or_default(),
+        alternates: addresses.take(MOST_ALTERNATES).collect(),
         mode: mode.into(),
         max_downtime_ms: options.max_downtime_ms.unwrap_or(0),
-        limit: options.limit.unwrap_or(0),
+        limit: options.limit.into_iter().chain(share.limit).min().unwrap_or(0),
         hold: options.hold,
         dry_run: options.dry_run,
         wish: wish.into(),

@@ -14,7 +14,7 @@ use planner::order::{AT_ONCE, Move, Running};
 use store::{StoreError, StoreErrorKind};
 use tokio_util::sync::CancellationToken;
 
-use super::{links, migration};
+use super::migration;
 use crate::fleet::{Fleet, now};
 
 /// It looks again after so long even when nobody called: links open and hosts come back.
@@ -108,7 +108,7 @@ async fn begin(fleet: &Fleet, plan: &Plan, running: &mut Running) -> Result<(), 
     let at_once = plan.wanted.at_once.map_or(AT_ONCE, |most| usize::try_from(most).unwrap_or(AT_ONCE));
     let mut own = plan.steps.iter().filter(|step| step.state == StepState::Begun).count();
     let hosts = fleet.store.hosts().await?;
-    let links = links(fleet);
+    let links = fleet.store.links().await?;
     for (nth, step) in plan.steps.iter().enumerate().filter(|(_, step)| step.state == StepState::Waiting) {
         let Some(destination) = step.destination.clone() else { continue };
         let link = step.link.as_ref().and_then(|link| links.iter().find(|one| one.link.name == *link));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tunnel::ChannelTunnel;
 
-use super::{Owner, Signal, recover};
+use super::{Owner, Signal, Way, recover, ways};
 use crate::migrate::message::{self, FromSource};
 
 /// First and longest pause between attempts to reach the destination again.
@@ -36,19 +36,19 @@ impl Owner {
         }
         self.redialling = true;
         let (options, credentials) = (self.job.dial.clone(), self.context.credentials.clone());
-        let (migration, signals) = (self.job.migration, self.signals.clone());
+        let (migration, signals, current) = (self.job.migration, self.signals.clone(), self.ways.clone());
         let longest = if self.recovery.owes() { recover::REDIAL_WITHIN } else { REDIAL.1 };
         self.watchers.spawn(async move {
             let mut pause = REDIAL.0;
             loop {
-                match tunnel::dial_channels(&options, &credentials, migration).await {
-                    Ok(tunnel) => {
-                        drop(signals.send(Signal::Dialled(Box::new(tunnel))).await);
+                // They may have changed since the last attempt.
+                let to = current.borrow().to.clone();
+                match ways::dial(&options, &to, &credentials, migration).await {
+                    Ok((tunnel, way)) => {
+                        drop(signals.send(Signal::Dialled(Box::new(tunnel), way)).await);
                         return;
                     }
-                    Err(error) => {
-                        tracing::info!(%migration, reason = %error.chain(), "the destination does not answer")
-                    }
+                    Err(reason) => tracing::info!(%migration, %reason, "the destination does not answer"),
                 }
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(longest);
@@ -57,9 +57,13 @@ impl Owner {
     }
 
     /// Keeps a tunnel and reads its messages.
-    pub(super) fn take_tunnel(&mut self, tunnel: ChannelTunnel) {
+    pub(super) fn take_tunnel(&mut self, tunnel: ChannelTunnel, way: Way) {
+        // It may have changed while it was dialled.
+        tunnel.set_limit(self.job.dial.limit);
         self.tunnel = Some(tunnel.clone());
-        let signals = self.signals.clone();
+        self.path = Some(way);
+        self.tunnels += 1;
+        let (signals, which) = (self.signals.clone(), self.tunnels);
         self.watchers.spawn(async move {
             let why = loop {
                 match tunnel.recv_message().await {
@@ -74,7 +78,7 @@ impl Owner {
                     Err(error) => break error.chain(),
                 }
             };
-            drop(signals.send(Signal::TunnelLost(why)).await);
+            drop(signals.send(Signal::TunnelLost(which, why)).await);
         });
     }
 }

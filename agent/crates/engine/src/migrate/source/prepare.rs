@@ -9,7 +9,7 @@ use hypervisor::vmd::VmdClient;
 
 use super::facts::describe;
 use super::plan::Load;
-use super::{Owner, StepResult, chain, converge};
+use super::{Owner, StepResult, chain, converge, ways};
 use crate::migrate::layer2::{self, Segment};
 use crate::migrate::message::{FromSource, Prepare, VERSION};
 use crate::migrate::mode::Mode;
@@ -38,12 +38,12 @@ impl Owner {
         {
             return Err(objection);
         }
-        let tunnel = tunnel::dial_channels(&self.job.dial, &self.context.credentials, self.job.migration)
-            .await
-            .map_err(|error| error.chain())?;
+        let to = self.ways.borrow().to.clone();
+        let (tunnel, way) =
+            ways::dial(&self.job.dial, &to, &self.context.credentials, self.job.migration).await?;
         self.record.peer = tunnel.peer().to_string();
         self.plan(&tunnel, &load).await?;
-        self.take_tunnel(tunnel);
+        self.take_tunnel(tunnel, way);
         let generation = self.context.records.generation(&self.job.vm).map_err(|error| error.chain())?;
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let live = self.record.mode == Mode::Live;

@@ -22,7 +22,11 @@ impl Owner {
                 self.apply(SourceEvent::MirrorReady, todo);
             }
             Signal::Message(message) => self.message(message, todo),
-            Signal::TunnelLost(why) => {
+            Signal::TunnelLost(which, why) if which != self.tunnels => {
+                tracing::debug!(migration = %self.job.migration, %why, "an older connection has ended");
+            }
+            Signal::BetterWay(way) => self.move_over(&way),
+            Signal::TunnelLost(_, why) => {
                 tracing::warn!(migration = %self.job.migration, %why, "the connection to the destination is lost");
                 self.tunnel = None;
                 self.contact.down();
@@ -34,9 +38,9 @@ impl Owner {
                     self.apply(SourceEvent::ContactLost, todo);
                 }
             }
-            Signal::Dialled(tunnel) => {
+            Signal::Dialled(tunnel, way) => {
                 self.redialling = false;
-                self.take_tunnel(*tunnel);
+                self.take_tunnel(*tunnel, way);
                 self.apply(SourceEvent::ContactBack, todo);
                 self.rejoin().await;
             }

@@ -1,0 +1,104 @@
+//! Moves are begun here, whichever API asks for them.
+
+use model::Name;
+use model::access::Action;
+use model::link::Price;
+use model::migration::{Migration, Options, State as Stands, Wish};
+use model::plan::{Plan, State};
+
+use crate::api::caller::Caller;
+use crate::api::problem::Problem;
+use crate::api::tokens::random;
+use crate::find;
+use crate::fleet::{Fleet, now};
+
+/// One VM that is to move.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    /// Its id or name.
+    pub(crate) vm: String,
+    /// The destination.
+    pub(crate) to: Name,
+    /// Where it is, if its name alone does not say.
+    pub(crate) from: Option<Name>,
+    pub(crate) options: Options,
+}
+
+/// Begins a migration, if the caller may. What `answer` makes of it is made before it is kept: an answer that is to be
+/// repeated is kept with it.
+///
+/// # Errors
+/// When the VM or the host is not there, or something stands against it.
+pub(crate) async fn begin<T: Send>(
+    fleet: &Fleet,
+    caller: &Caller,
+    wanted: Wanted,
+    answer: impl FnOnce(&Migration) -> Result<T, Problem> + Send,
+) -> Result<(Migration, T), Problem> {
+    caller.may(fleet, Action::Migrate, &wanted.vm).await?;
+    let hosts = fleet.store.hosts().await?;
+    let (source, found) = find::vm(&hosts.iter().collect::<Vec<_>>(), &wanted.vm, wanted.from.as_ref())?;
+    let vm = found.id.as_str();
+    let destination = hosts.iter().find(|host| host.name == wanted.to);
+    let Some(destination) = destination.filter(|host| host.revoked.is_none()) else {
+        return Err(Problem::not_found(format!("there is no host {}", wanted.to)));
+    };
+    if *source == destination.name {
+        return Err(Problem::conflict(format!("VM {vm} is on {source} already")));
+    }
+    if destination.observed.as_ref().is_none_or(|observed| observed.addresses.is_empty()) {
+        let why = format!("host {} has not said where it is reached; check that its agent runs", wanted.to);
+        return Err(Problem::conflict(why));
+    }
+    let created = now();
+    let migration = Migration {
+        id: data_encoding::HEXLOWER.encode(&random::<16>()?),
+        vm: vm.to_owned(),
+        source: source.clone(),
+        destination: wanted.to,
+        options: wanted.options,
+        wish: Wish::Arrive,
+        by: caller.actor().to_owned(),
+        created,
+        changed: created,
+        state: Stands::Queued,
+        at_source: None,
+        at_destination: None,
+        refusal: None,
+        plan: None,
+        link: None,
+        needs: found.needs.clone(),
+        estimate: None,
+        price: Price::default(),
+    };
+    let what = format!("{} from {} to {}", migration.id, migration.source, migration.destination);
+    let deed = caller.does(Action::Migrate, vm, what);
+    let answer = answer(&migration)?;
+    fleet.store.add_migration(&migration, deed).await?;
+    fleet.tell();
+    Ok((migration, answer))
+}
+
+/// Keeps a drafted plan; starts it, if that is wanted and nothing stands against it. For `answer` see [`begin`].
+///
+/// # Errors
+/// When the database cannot be used.
+pub(crate) async fn keep<T: Send>(
+    fleet: &Fleet,
+    caller: &Caller,
+    mut plan: Plan,
+    start: bool,
+    subject: &str,
+    answer: impl FnOnce(&Plan) -> Result<T, Problem> + Send,
+) -> Result<(Plan, T), Problem> {
+    if start && plan.state == State::Draft {
+        plan.state = State::Running;
+        // Nothing to do is done.
+        plan.settle();
+    }
+    let what = format!("plan {} of {} VMs, {}", plan.id, plan.steps.len(), plan.state.as_str());
+    let answer = answer(&plan)?;
+    fleet.store.add_plan(&plan, caller.does(Action::Migrate, subject, what)).await?;
+    fleet.tell();
+    Ok((plan, answer))
+}
