@@ -10,6 +10,8 @@ use serde_json::Value;
 mod comfort;
 #[path = "commands/contexts.rs"]
 mod contexts;
+#[path = "commands/generated.rs"]
+mod generated;
 
 /// A coordinator that ends with the test.
 struct Coordinator {
