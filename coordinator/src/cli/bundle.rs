@@ -192,7 +192,7 @@ fn cut(text: &str) -> String {
         let (before, from) = rest.split_at(at);
         let (word, after) = from.split_at(from.find(|c| !in_token(c)).unwrap_or(from.len()));
         out.push_str(before);
-        let jwt = word.starts_with("eyJ") && word.matches('.').count() == 2;
+        let jwt = word.contains("eyJ") && word.matches('.').count() >= 2;
         let token = ["nfa1_", "nfj1_"].iter().any(|prefix| word.contains(prefix));
         out.push_str(if jwt || token { REMOVED } else { word });
         rest = after;
@@ -201,14 +201,14 @@ fn cut(text: &str) -> String {
     without_password(&out)
 }
 
-/// `scheme://user:password@host` without the password.
+/// `scheme://user:password@host` without the password, in which any character may be that is no space or quote.
 fn without_password(text: &str) -> String {
     let mut out = String::new();
     let mut rest = text;
     while let Some((before, from)) = rest.split_once("://") {
         out.push_str(before);
         out.push_str("://");
-        let end = from.find(|c: char| c.is_whitespace() || "/?#\"'".contains(c)).unwrap_or(from.len());
+        let end = from.find(|c: char| c.is_whitespace() || "\"'".contains(c)).unwrap_or(from.len());
         let (authority, after) = from.split_at(end);
         match authority.rsplit_once('@') {
             Some((user, host)) if user.contains(':') => {
@@ -221,4 +221,46 @@ fn without_password(text: &str) -> String {
     }
     out.push_str(rest);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_cut_out_wherever_they_are() {
+        let secret = "nfa1_abcDEF-123";
+        let jwt = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl";
+        for text in [
+            secret.to_owned(),
+            format!("Bearer {secret}"),
+            format!("token={secret}, and more"),
+            format!("it was {jwt}."),
+            format!("jwt:{jwt}"),
+            "-----BEGIN PRIVATE KEY-----\nnfa1_\n".to_owned(),
+        ] {
+            let cut = clean(json!([{ "reason": text }])).to_string();
+            assert!(cut.contains(REMOVED) && !cut.contains("abcDEF") && !cut.contains("eyJ"), "{cut}");
+            assert!(!cut.contains("BEGIN"), "{cut}");
+        }
+        for url in ["postgres://u:hush@db/x", "at postgres://u:hu/hush@db?x", "nbd://u:h#hush@db/a, 'x'"] {
+            let cut = clean(url.into()).to_string();
+            assert!(cut.contains("u:[removed]@db") && !cut.contains("hush"), "{cut}");
+        }
+        let named =
+            json!({ "token": "x", "api_token": 5, "Auth_Secret": ["x"], "password": null, "tokens": 3 });
+        let cut = json!({
+            "token": REMOVED, "api_token": REMOVED, "Auth_Secret": REMOVED, "password": null, "tokens": 3
+        });
+        assert_eq!(clean(named), cut);
+    }
+
+    #[test]
+    fn all_else_stays_as_it_is() {
+        let value = json!({
+            "name": "web-1.example", "at": "2026-05-01T06:00:00Z", "size": 5, "none": null, "yes": true,
+            "url": "https://coordinator.example:7443/v1", "by": "admin@example.com", "text": "a: b, ünï – 1.2.3",
+        });
+        assert_eq!(clean(value.clone()), value);
+    }
 }
