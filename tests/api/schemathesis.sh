@@ -27,9 +27,11 @@ done
 ready=$(sed -n '/ ready /s/.*api="\([^"]*\)".*/\1/p' "$state/log")
 
 status=0
+# A stream of events has no end: it is tested in the service's own tests.
 SSL_CERT_FILE="$state/ca.pem" REQUESTS_CA_BUNDLE="$state/ca.pem" "$tool" run "https://$ready/v1/openapi.json" \
     --tls-verify "$state/ca.pem" --header "Authorization: Bearer $(cat "$state/admin-token")" \
     --checks not_a_server_error,content_type_conformance,response_schema_conformance,status_code_conformance \
+    --exclude-path /v1/events \
     --request-retries 3 --max-examples "$examples" --seed 1 --generation-database none --continue-on-failure || status=$?
 if grep -E ' ERROR ' "$state/log"; then
     echo "the coordinator logged errors"

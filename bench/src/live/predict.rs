@@ -12,7 +12,7 @@ use tokio::runtime::Builder;
 use volume::conformance::Dice;
 
 use super::case::Plan;
-use super::outcome::{Moved, Step};
+use super::outcome::Moved;
 use super::stage::{Stage, make_folder};
 use super::{Movers, THREADS, ferry, interrupted};
 use crate::agents::Agents;
@@ -67,12 +67,8 @@ pub(crate) struct Fulfilled {
     /// Whether time, bytes and pause held.
     held: [bool; 3],
     basis: String,
-    /// Bytes of the memory and of the disk, as they travelled; passes over the memory.
-    ram_wire: u64,
-    disk_wire: u64,
-    rounds: u64,
-    /// What happened when.
-    steps: Vec<Step>,
+    /// All that was seen of it.
+    moved: Moved,
     load: [f64; 3],
 }
 
@@ -194,10 +190,7 @@ impl Fulfilled {
             took,
             held,
             basis: predicted.basis.clone(),
-            ram_wire: figures.ram_wire,
-            disk_wire: figures.disk_wire,
-            rounds: figures.rounds,
-            steps: moved.steps,
+            moved,
             load: load()?,
         })
     }

@@ -21,10 +21,11 @@ use crate::lock::{self, Refusal, Writers};
 use crate::probe::{self, Shape};
 
 /// How often, and how long apart, a volume that seems in use is asked again. A process that is being started holds
-/// copies of all our descriptors between fork and exec, so what was closed a moment ago may look open: that takes
-/// milliseconds, a real user stays.
-const PATIENCE: u32 = 5;
-const PAUSE: Duration = Duration::from_millis(20);
+/// copies of all our descriptors between fork and exec, so what was closed a moment ago may look open for milliseconds;
+/// and the ring of a process that was killed is taken apart by the kernel after its end, so that its files are still
+/// open while the next process wants them, on a busy machine for a second. A real user stays.
+const PATIENCE: u32 = 60;
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// How to open a source.
 #[derive(Clone, Copy, Debug, Default)]

@@ -35,8 +35,8 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 
 pub use block::{
-    Action, Backup, BitmapName, BlockDevice, BlockJob, BlockNode, DirtyBitmap, Export, Image, ImageNode,
-    Mirror, NbdExport, NbdNode, NewBitmap, NewNode,
+    Action, Backup, BitmapName, BlockCounts, BlockDevice, BlockJob, BlockNode, BlockStats, DirtyBitmap,
+    Export, Image, ImageNode, Mirror, NbdExport, NbdNode, NewBitmap, NewNode,
 };
 pub use connection::{EVENT_QUEUE, Events, first_id};
 pub use error::{MonitorError, MonitorErrorKind, MonitorLoss};

@@ -6,6 +6,7 @@ mod audit;
 pub(crate) mod caller;
 mod document;
 mod etag;
+mod events;
 pub(crate) mod gate;
 mod hosts;
 pub(crate) mod jwt;
@@ -33,6 +34,8 @@ use utoipa_axum::routes;
 use crate::fleet::Fleet;
 use crate::{metrics, novacron};
 use gate::Gate;
+pub(crate) use hosts::{shown as shown_host, shown_vm};
+pub(crate) use links::shown as shown_link;
 use problem::Problem;
 
 /// Largest request body, bytes: options of a migration, many times over.
@@ -62,6 +65,7 @@ fn routes() -> OpenApiRouter<Arc<Fleet>> {
         .routes(routes!(links::sites))
         .routes(routes!(reports::accuracy_of))
         .routes(routes!(reports::cost))
+        .routes(routes!(events::listen))
         .routes(routes!(tokens::list, tokens::make))
         .routes(routes!(tokens::show))
         .routes(routes!(tokens::revoke))

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::authority::Authority;
 use crate::error::ServiceError;
+use crate::events::Hub;
 use crate::links::Probes;
 
 /// The fleet.
@@ -22,6 +23,8 @@ pub(crate) struct Fleet {
     pub(crate) authority: Arc<Authority>,
     /// Probes of links.
     pub(crate) probes: Probes,
+    /// What changes.
+    pub(crate) events: Hub,
     lines: Mutex<BTreeMap<Name, Connected>>,
     /// Something else is wanted of some host.
     wanted: watch::Sender<u64>,
@@ -54,8 +57,8 @@ impl Fleet {
         let store = Store::open(database).await?;
         let authority = Authority::open(folder, &store, names).await?;
         let (wanted, revoked) = (watch::Sender::new(0), watch::Sender::new(0));
-        let probes = Probes::default();
-        Ok(Arc::new(Self { store, authority, probes, lines: Mutex::new(BTreeMap::new()), wanted, revoked }))
+        let (probes, events, lines) = (Probes::default(), Hub::default(), Mutex::default());
+        Ok(Arc::new(Self { store, authority, probes, events, lines, wanted, revoked }))
     }
 
     fn lines(&self) -> MutexGuard<'_, BTreeMap<Name, Connected>> {
@@ -69,6 +72,7 @@ impl Fleet {
         if let Some(older) = self.lines().insert(host.clone(), new) {
             older.end.cancel();
         }
+        self.events.note();
         end
     }
 
@@ -84,6 +88,7 @@ impl Fleet {
         if end.is_cancelled() {
             return None;
         }
+        self.events.note();
         self.lines().remove(host).map(|line| line.seen)
     }
 
@@ -102,6 +107,7 @@ impl Fleet {
 
     /// Wakes the lines up to tell their hosts what is wanted now.
     pub(crate) fn tell(&self) {
+        self.events.note();
         self.wanted.send_modify(|count| *count += 1);
     }
 
@@ -109,6 +115,7 @@ impl Fleet {
     pub(crate) async fn revoke(&self, host: &Name, deed: Deed) -> Result<(), StoreError> {
         self.store.revoke_host(host, deed).await?;
         self.revoked.send_modify(|count| *count += 1);
+        self.events.note();
         Ok(())
     }
 
@@ -163,6 +170,7 @@ impl Fleet {
             Err(error) if error.kind() == StoreErrorKind::NotFound => return Ok(None),
             updated => updated?,
         };
+        self.events.note();
         if let Some(migration) = updated.as_ref().filter(|migration| migration.state.is_final()) {
             crate::metrics::ended(migration.state);
             self.tell();

@@ -6,6 +6,7 @@
 mod api;
 mod authority;
 mod error;
+mod events;
 mod find;
 mod fleet;
 mod line;
@@ -150,8 +151,8 @@ impl Service {
             }
         };
         let plans = plans::run::run(Arc::clone(&fleet), stop.clone());
-        let probing = links::run(&fleet, stop.clone());
-        tokio::join!(agents, api, scrapes, plans, probing);
+        let (probing, telling) = (links::run(&fleet, stop.clone()), events::run(&fleet, stop.clone()));
+        tokio::join!(agents, api, scrapes, plans, probing, telling);
         replaced.abort();
         if lost.is_cancelled() {
             return Err(ServiceError::Replaced);

@@ -326,6 +326,7 @@ impl Lines {
                 words::take_in(observed, news);
                 let kept = self.fleet.store.observe(host, observed, now()).await;
                 kept.map_err(|error| status(&error))?;
+                self.fleet.events.note();
             }
             Said::Moves(moves) => {
                 for progress in moves.migrations.into_iter().take(words::MOST_MIGRATIONS) {

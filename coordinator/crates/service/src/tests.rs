@@ -19,6 +19,7 @@ use tonic::{Code, Status, Streaming};
 use super::*;
 
 mod api;
+mod events;
 mod links;
 mod metrics;
 mod novacron;

@@ -9,6 +9,7 @@
 
 mod cold;
 mod connection;
+mod content;
 mod converge;
 mod copy;
 mod facts;

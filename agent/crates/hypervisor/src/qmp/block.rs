@@ -26,6 +26,25 @@ pub struct BlockDevice {
     pub inserted: Option<BlockNode>,
 }
 
+/// One of `query-blockstats`.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockStats {
+    /// The node in the device.
+    pub node_name: Option<String>,
+    /// What was counted.
+    pub stats: BlockCounts,
+}
+
+/// What the guest did (`BlockDeviceStats`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+pub struct BlockCounts {
+    /// Bytes that it wrote.
+    pub wr_bytes: u64,
+    /// In so many requests.
+    pub wr_operations: u64,
+}
+
 /// One of `query-named-block-nodes`.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 pub struct BlockNode {
@@ -323,6 +342,14 @@ impl Qmp {
     /// As [`Qmp::execute`], here and below.
     pub async fn query_block(&self) -> Result<Vec<BlockDevice>, MonitorError> {
         self.execute("query-block", &()).await
+    }
+
+    /// `query-blockstats`: what the guest has done with its block devices since they are there.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub async fn query_block_stats(&self) -> Result<Vec<BlockStats>, MonitorError> {
+        self.execute("query-blockstats", &()).await
     }
 
     /// `query-named-block-nodes`, flat: without the images below each (nodes of their own tell of those).

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Request, State};
-use axum::http::{Method, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tokio::time::timeout;
@@ -52,6 +52,20 @@ impl Gate {
         let run = data_encoding::HEXLOWER.encode(&super::tokens::random::<16>()?);
         Ok(Arc::new(Self { fleet, gauge: Gauge::new(limits), verifier: secret.map(Verifier::new), run }))
     }
+
+    /// Names this run of the coordinator.
+    pub(super) fn run(&self) -> &str {
+        &self.run
+    }
+
+    pub(super) fn fleet(&self) -> &Fleet {
+        &self.fleet
+    }
+
+    /// Whoever shows what is in these headers.
+    pub(super) async fn caller(&self, headers: &HeaderMap) -> Result<Caller, Problem> {
+        Caller::of(headers, &self.fleet, self.verifier.as_ref()).await
+    }
 }
 
 /// The body of a request. One that is too long is read to its end, if that is not too far: whoever is still sending would
@@ -84,8 +98,8 @@ async fn whole(body: Body, most_drained: usize) -> Result<Bytes, Problem> {
 }
 
 pub(super) async fn pass(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
-    let Gate { fleet, gauge, verifier, run } = &*gate;
-    let caller = Caller::of(request.headers(), fleet, verifier.as_ref()).await;
+    let Gate { fleet, gauge, run, .. } = &*gate;
+    let caller = gate.caller(request.headers()).await;
     let verdict = match &caller {
         Ok(caller) => gauge.caller(caller.actor()),
         Err(_) => {
@@ -97,6 +111,7 @@ pub(super) async fn pass(State(gate): State<Arc<Gate>>, mut request: Request, ne
         return refusal;
     }
     request.extensions_mut().insert(Known(caller.clone()));
+    request.extensions_mut().insert(Arc::clone(&gate));
     // Whatever is asked: a connection that is closed over a body that nobody read takes the answer with it.
     let (head, body) = request.into_parts();
     let most = if caller.is_ok() { MOST_DRAINED } else { MOST_OF_STRANGERS };

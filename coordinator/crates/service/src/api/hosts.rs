@@ -48,6 +48,19 @@ pub(super) struct ListedVm {
     vm: Vm,
 }
 
+/// A host as the API shows it.
+pub(crate) fn shown(
+    host: Host,
+    connections: &BTreeMap<Name, (Timestamp, Timestamp)>,
+) -> impl Serialize + use<> {
+    Listed::of(host, connections)
+}
+
+/// A VM as the API shows it.
+pub(crate) fn shown_vm(host: &Name, vm: &Vm) -> impl Serialize + use<> {
+    ListedVm { host: host.clone(), vm: vm.clone() }
+}
+
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Invitation {

@@ -42,6 +42,11 @@ impl From<Standing> for Listed {
     }
 }
 
+/// A link as the API shows it.
+pub(crate) fn shown(standing: Standing) -> impl Serialize + use<> {
+    Listed::from(standing)
+}
+
 /// What a probe came to.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = LinkProbe)]

@@ -75,7 +75,9 @@ async fn every_route_is_described() {
     for route in &described {
         let path = route.replace("{id}", "ab").replace("{name}", "ab");
         for method in ["get", "put", "post", "patch", "delete"] {
-            let answer = world.send_json(&method.to_uppercase(), &path, &[], &json!({})).await;
+            // A stream has no end: its head says enough.
+            let asked = if (method, path.as_str()) == ("get", "/v1/events") { "head" } else { method };
+            let answer = world.send_json(&asked.to_uppercase(), &path, &[], &json!({})).await;
             let allowed = document["paths"][route][method].is_object();
             assert_eq!(answer.status != 405, allowed, "{method} {path}");
             if !allowed {

@@ -1,66 +1,167 @@
 //! The plan: how the VM moves, how long that takes and how long it is paused, by what was measured.
 
-use std::time::Duration;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use hypervisor::qmp::words::DirtyRateStatus;
 use hypervisor::qmp::{BlockDevice, DirtyRateRequest, Image, Qmp};
 use hypervisor::specification::{Derived, SourceDisk};
+use tokio::task::{JoinError, JoinHandle};
 use tunnel::ChannelTunnel;
 
-use super::forecast::Known;
-use super::sample::{From, Ram, look};
-use super::{Options, Owner, chain};
+use super::forecast::{Known, WHOLE, part};
+use super::sample::{Census, From, Ram, Written, look};
+use super::{Options, Owner, chain, content};
 use crate::migrate::link::{Link, NotMeasured, measure};
 use crate::migrate::mode::Mode;
 use crate::migrate::preflight::{Finding, slow_answers};
 use crate::migrate::report::Prediction;
 
-/// How long the dirty rate is measured, seconds.
+/// How long QEMU measures the dirty rate where its memory cannot be read, seconds.
 const DIRTY_RATE_SECONDS: u64 = 1;
 /// Link rate that is assumed when it could not be measured, bytes a second.
 const ASSUMED_RATE: u64 = 10 << 20;
+/// What a mirror copies when the guest has written to any part of it, bytes (QEMU's default for `granularity`).
+const MIRROR_PIECE: u64 = 64 << 10;
 /// Bytes of a file's blocks in `stat`.
 const STAT_BLOCK: u64 = 512;
 
 /// What was measured of the VM.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Load {
-    /// Live: its memory, and how fast the guest writes to it.
-    ram: Option<(Ram, u64)>,
-    /// Bytes of its disks that have content.
-    disks: u64,
+    /// Live: its memory, and what the guest writes to it.
+    ram: Option<(Ram, Written)>,
+    disks: Disks,
 }
 
-impl Load {
-    /// Of a VM that runs.
-    pub(super) async fn of_running(
+/// What was measured of a VM's disks.
+#[derive(Clone, Copy, Debug)]
+struct Disks {
+    /// Bytes that have content.
+    content: u64,
+    /// Their length together, bytes.
+    size: u64,
+    /// What reduction leaves of them, in thousandths; none where they cannot be read.
+    permille: Option<u64>,
+    /// What the guest writes.
+    written: Counts,
+}
+
+/// Bytes and requests, in all or a second.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    bytes: u64,
+    requests: u64,
+}
+
+/// Looks at a VM from before the destination is reached until all is known of the link.
+#[derive(Debug)]
+pub(super) struct Watch {
+    content: u64,
+    size: u64,
+    permille: JoinHandle<Option<u64>>,
+    running: Option<Running>,
+}
+
+/// Of a guest that runs.
+#[derive(Debug)]
+struct Running {
+    qmp: Qmp,
+    memory: Option<JoinHandle<Census>>,
+    /// What had been written to its disks, and when.
+    written: (Instant, Counts),
+}
+
+impl Watch {
+    /// Begins to look at a VM that runs.
+    pub(super) async fn running(
         qmp: &Qmp,
         pid: u32,
         derived: &Derived,
         live: bool,
         options: &Options,
     ) -> Result<Self, String> {
-        let blocks = qmp.query_block().await.map_err(|error| chain(&error))?;
-        let disks = derived.disks.iter().filter(|disk| !disk.read_only);
-        let disks = disks.map(|disk| allocated_in(&blocks, disk)).sum();
-        if !live {
-            return Ok(Self { ram: None, disks });
-        }
-        let rate = dirty_rate(qmp).await?;
         let (bytes, slots, level) = (derived.specification.memory.bytes, options.slots, options.level);
-        let ram = tokio::task::spawn_blocking(move || look(pid, bytes, slots, level)).await;
-        let ram = ram.map_err(|error| format!("looking at the guest's memory failed: {error}"))?;
-        Ok(Self { ram: Some((ram, rate)), disks })
+        let memory = live.then(|| tokio::task::spawn_blocking(move || look(pid, bytes, slots, level)));
+        let blocks = qmp.query_block().await.map_err(|error| chain(&error))?;
+        let disks: Vec<&SourceDisk> = derived.disks.iter().filter(|disk| !disk.read_only).collect();
+        let images: Vec<(PathBuf, u64)> = disks.iter().flat_map(|disk| images_of(&blocks, disk)).collect();
+        let content = disks.iter().map(|disk| allocated_in(&blocks, disk)).sum();
+        let size = disks.iter().map(|disk| disk.size).fold(0, u64::saturating_add);
+        let written = (Instant::now(), written(qmp).await?);
+        let running = Some(Running { qmp: qmp.clone(), memory, written });
+        Ok(Self { content, size, permille: tokio::task::spawn_blocking(move || sample(&images)), running })
     }
 
-    /// Of one that is off.
-    pub(super) fn of_stopped(derived: &Derived) -> Self {
-        Self { ram: None, disks: derived.disks.iter().map(allocated).sum() }
+    /// Looks at one that is off.
+    pub(super) fn stopped(derived: &Derived) -> Self {
+        let images: Vec<_> = derived.disks.iter().map(|disk| (disk.path.clone(), allocated(disk))).collect();
+        let content = images.iter().map(|(_, bytes)| bytes).sum();
+        let size = derived.disks.iter().map(|disk| disk.size).fold(0, u64::saturating_add);
+        Self { content, size, permille: tokio::task::spawn_blocking(move || sample(&images)), running: None }
+    }
+
+    /// Ends, with a second look.
+    async fn end(self) -> Result<Load, String> {
+        let failed = |error: JoinError| format!("looking at the VM failed: {error}");
+        let permille = self.permille.await.map_err(failed)?;
+        let disks = Disks { content: self.content, size: self.size, permille, written: Counts::default() };
+        let Some(Running { qmp, memory, written: (since, before) }) = self.running else {
+            return Ok(Load { ram: None, disks });
+        };
+        let ram = match memory {
+            Some(memory) => {
+                let census = memory.await.map_err(failed)?;
+                let ram = census.ram;
+                let written = tokio::task::spawn_blocking(move || census.again()).await.map_err(failed)?;
+                Some((
+                    ram,
+                    match written {
+                        Some(written) => written,
+                        None => by_qemu(&qmp, ram.permille).await?,
+                    },
+                ))
+            }
+            None => None,
+        };
+        let (now, millis) = (written(&qmp).await?, since.elapsed().as_millis().max(1));
+        let rate = |now: u64, before: u64| {
+            u64::try_from(u128::from(now.saturating_sub(before)) * 1000 / millis).unwrap_or(u64::MAX)
+        };
+        let written =
+            Counts { bytes: rate(now.bytes, before.bytes), requests: rate(now.requests, before.requests) };
+        Ok(Load { ram, disks: Disks { written, ..disks } })
     }
 }
 
-/// Bytes that the guest writes to its RAM, a second.
-async fn dirty_rate(qmp: &Qmp) -> Result<u64, String> {
+/// What the guest has written to its disks since it began.
+async fn written(qmp: &Qmp) -> Result<Counts, String> {
+    let devices = qmp.query_block_stats().await.map_err(|error| chain(&error))?;
+    Ok(devices.iter().map(|device| device.stats).fold(Counts::default(), |sum, one| Counts {
+        bytes: sum.bytes.saturating_add(one.wr_bytes),
+        requests: sum.requests.saturating_add(one.wr_operations),
+    }))
+}
+
+impl Disks {
+    /// What travels of the content, bytes.
+    fn wire(&self) -> u64 {
+        part(self.content, self.permille.unwrap_or(WHOLE))
+    }
+
+    /// What travels of the guest's writes, bytes a second: what it writes as it is, and what is around it in a piece of
+    /// the mirror as that is on average.
+    fn writes(&self) -> u64 {
+        let Counts { bytes, requests } = self.written;
+        let around = requests.saturating_mul(MIRROR_PIECE).saturating_sub(bytes);
+        let average = u128::from(self.wire()) * u128::from(WHOLE) / u128::from(self.size.max(1));
+        bytes.saturating_add(part(around, u64::try_from(average).unwrap_or(WHOLE).min(WHOLE)))
+    }
+}
+
+/// Bytes that the guest writes to its RAM, by QEMU's own measurement.
+async fn by_qemu(qmp: &Qmp, permille: u64) -> Result<Written, String> {
+    let over = Duration::from_secs(DIRTY_RATE_SECONDS);
     let request = DirtyRateRequest { calc_time: DIRTY_RATE_SECONDS, sample_pages: None, mode: None };
     qmp.calc_dirty_rate(&request).await.map_err(|error| chain(&error))?;
     loop {
@@ -68,9 +169,35 @@ async fn dirty_rate(qmp: &Qmp) -> Result<u64, String> {
         let rate = qmp.query_dirty_rate().await.map_err(|error| chain(&error))?;
         if rate.status == DirtyRateStatus::Measured {
             // QEMU counts in MiB a second.
-            return Ok(rate.dirty_rate.unwrap_or(0).saturating_mul(1 << 20));
+            let rate = rate.dirty_rate.unwrap_or(0).saturating_mul(1 << 20);
+            return Ok(Written { rate, permille, over });
         }
     }
+}
+
+/// What reduction leaves of images, each with the bytes of its content: by their samples together.
+fn sample(images: &[(PathBuf, u64)]) -> Option<u64> {
+    let found = images.iter().filter_map(|(image, bytes)| Some((content::look(image)?, *bytes)));
+    let (left, all) = found.fold((0_u128, 0_u128), |(left, all), (permille, bytes)| {
+        (left + u128::from(permille) * u128::from(bytes), all + u128::from(bytes))
+    });
+    (all > 0).then(|| u64::try_from(left / all).unwrap_or(1000))
+}
+
+/// A disk's image and those below it, as far as they are files, each with what it takes.
+fn images_of(blocks: &[BlockDevice], disk: &SourceDisk) -> Vec<(PathBuf, u64)> {
+    let nodes = blocks.iter().filter_map(|device| device.inserted.as_ref());
+    let mut image =
+        nodes.into_iter().find(|node| node.node_name.as_ref() == Some(&disk.node)).map(|node| &node.image);
+    let mut images = Vec::new();
+    while let Some(one) = image {
+        let path = PathBuf::from(&one.filename);
+        if path.is_absolute() {
+            images.push((path, one.actual_size.unwrap_or(disk.size)));
+        }
+        image = one.backing_image.as_deref();
+    }
+    images
 }
 
 /// What a disk's images take by QEMU's word; all of it where QEMU does not know. (It says 0 of block devices.)
@@ -106,21 +233,27 @@ fn predict(
     link: Option<&Link>,
     options: &Options,
     limit: Option<u64>,
+    elapsed: Duration,
 ) -> Prediction {
     let measured = link.map_or(ASSUMED_RATE, |link| link.rate);
     let link_rate = limit.map_or(measured, |limit| limit.min(measured)).max(1);
     let round_trip = link.map_or(Duration::ZERO, |link| link.round_trip);
-    let (ram, dirty_rate) = load.ram.map_or((None, 0), |(ram, rate)| (Some(ram), rate));
+    let ram = load.ram.map(|(ram, _)| ram);
+    let written = load.ram.map(|(_, written)| written);
     let known = Known {
         ram: ram.map_or(0, |ram| ram.used),
         permille: ram.map_or(0, |ram| ram.permille),
-        dirty_rate,
-        disks: load.disks,
+        dirty_rate: written.map_or(0, |written| written.rate),
+        again: written.map_or(0, |written| written.permille),
+        disks: load.disks.wire(),
+        disk_writes: load.disks.writes(),
+        speed: ram.and_then(|ram| ram.speed),
         link_rate,
         round_trip,
         budget: options.max_downtime,
         timeout: options.timeout,
         postcopy: options.postcopy,
+        elapsed,
     };
     let expected = match mode {
         Mode::Live => known.live(),
@@ -133,7 +266,7 @@ fn predict(
         total_ms: millis(expected.total),
         downtime_ms: millis(expected.downtime),
         wire_bytes: expected.wire,
-        dirty_rate,
+        dirty_rate: known.dirty_rate,
         link_rate,
         link_measured: link.is_some(),
         round_trip_us: link.map(|link| u64::try_from(link.round_trip.as_micros()).unwrap_or(u64::MAX)),
@@ -165,29 +298,44 @@ fn basis(mode: Mode, load: &Load, link: Option<&Link>, limit: Option<u64>, measu
         Some(link) => format!("the link measured by {} KiB sent over it", link.bytes >> 10),
         None => "the link's rate assumed, not measured".to_owned(),
     }];
-    if let Some((ram, _)) = load.ram {
-        parts.push(format!("the dirty rate by QEMU over {DIRTY_RATE_SECONDS} s"));
+    if let Some((ram, written)) = load.ram {
         let mib = ram.used >> 20;
         parts.push(match ram.from {
-            From::Sample(pages) => format!(
-                "{mib} MiB of RAM in use, reduced to {} %, by a sample of {pages} pages",
-                ram.permille / 10
-            ),
+            From::Sample(pages) => {
+                format!("{mib} MiB of RAM in use, reduced to {} %, by {pages} pages", ram.permille / 10)
+            }
             From::Resident => format!(
                 "at most {mib} MiB of RAM in use by what QEMU has in memory, nothing taken off for what reduction saves"
             ),
             From::Nothing => "all RAM taken to be in use, nothing taken off for what reduction saves".to_owned(),
         });
+        parts.push(format!(
+            "{} MiB of it written a second, reduced to {} %, over {} ms",
+            written.rate >> 20,
+            written.permille / 10,
+            written.over.as_millis()
+        ));
     }
-    parts.push(format!(
-        "{} MiB of disks have content, nothing taken off for what reduction saves",
-        load.disks >> 20
-    ));
+    let Disks { content, permille, written, .. } = load.disks;
+    parts.push(match permille {
+        Some(permille) => format!(
+            "{} MiB of disks have content, reduced to {} %, by a sample",
+            content >> 20,
+            permille / 10
+        ),
+        None => {
+            format!("{} MiB of disks have content, nothing taken off for what reduction saves", content >> 20)
+        }
+    });
+    if written.bytes > 0 {
+        let Counts { bytes, requests } = written;
+        parts.push(format!("{} KiB written to them a second, in {requests} requests", bytes >> 10));
+    }
     parts.push(
         match mode {
-            Mode::Live => "the hosts' own speed is not counted",
-            Mode::Warm => "the guest's writes meanwhile and its boot are not counted",
-            Mode::Cold => "the hosts' own speed is not counted, nor is a boot",
+            Mode::Live => "each host alone with this move",
+            Mode::Warm => "the guest's boot is not counted",
+            Mode::Cold => "a boot is not counted",
         }
         .to_owned(),
     );
@@ -196,7 +344,7 @@ fn basis(mode: Mode, load: &Load, link: Option<&Link>, limit: Option<u64>, measu
 
 impl Owner {
     /// Measures the link and says what is to be expected.
-    pub(super) async fn plan(&mut self, tunnel: &ChannelTunnel, load: &Load) -> Result<(), String> {
+    pub(super) async fn plan(&mut self, tunnel: &ChannelTunnel, watch: Watch) -> Result<(), String> {
         let limit = self.job.dial.limit;
         let link = match measure(tunnel, limit).await {
             Ok(link) => Some(link),
@@ -214,8 +362,9 @@ impl Owner {
                 None
             }
         };
+        let load = watch.end().await?;
         let options = &self.job.options;
-        let predicted = predict(self.record.mode, load, link.as_ref(), options, limit);
+        let predicted = predict(self.record.mode, &load, link.as_ref(), options, limit, self.began.elapsed());
         if let Some(link) = &link
             && self.record.mode == Mode::Live
         {

@@ -8,7 +8,7 @@ use hypervisor::specification::{Derived, NetworkBackend, VmSpecification};
 use hypervisor::vmd::VmdClient;
 
 use super::facts::describe;
-use super::plan::Load;
+use super::plan::Watch;
 use super::{Owner, StepResult, chain, converge, ways};
 use crate::migrate::layer2::{self, Segment};
 use crate::migrate::message::{FromSource, Prepare, VERSION};
@@ -22,7 +22,7 @@ type Runs = ((u32, u32, u32), Vec<String>);
 impl Owner {
     /// Asks the destination to make room. Its answer is a message.
     pub(super) async fn prepare(&mut self) -> StepResult {
-        let (derived, (qemu, cpu_lacks), load) = match self.record.mode {
+        let (derived, (qemu, cpu_lacks), watch) = match self.record.mode {
             Mode::Cold => self.look_at_stopped().await?,
             Mode::Live | Mode::Warm => self.look_at_running().await?,
         };
@@ -42,7 +42,7 @@ impl Owner {
         let (tunnel, way) =
             ways::dial(&self.job.dial, &to, &self.context.credentials, self.job.migration).await?;
         self.record.peer = tunnel.peer().to_string();
-        self.plan(&tunnel, &load).await?;
+        self.plan(&tunnel, watch).await?;
         self.take_tunnel(tunnel, way);
         let generation = self.context.records.generation(&self.job.vm).map_err(|error| error.chain())?;
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -70,7 +70,7 @@ impl Owner {
     }
 
     /// What runs, and by which QEMU.
-    async fn look_at_running(&mut self) -> Result<(Derived, Runs, Load), String> {
+    async fn look_at_running(&mut self) -> Result<(Derived, Runs, Watch), String> {
         let qmp = self.monitor().await?;
         let status = qmp.query_status().await.map_err(|error| chain(&error))?;
         if let Role::Source { was_paused, .. } = &mut self.record.role {
@@ -93,21 +93,21 @@ impl Owner {
         } else {
             self.prepare_warm(&qmp, pid, status.running).await?;
         }
-        let load = Load::of_running(&qmp, pid, &derived, live, &self.job.options).await?;
+        let watch = Watch::running(&qmp, pid, &derived, live, &self.job.options).await?;
         let version = qmp.version();
         let definitions = qmp.query_cpu_definitions().await.map_err(|error| chain(&error))?;
         let model = &derived.specification.cpu.model;
         let lacks = definitions.into_iter().find(|one| one.name == *model);
         let lacks = lacks.and_then(|one| one.unavailable_features).unwrap_or_default();
-        Ok((derived, ((version.major, version.minor, version.micro), lacks), load))
+        Ok((derived, ((version.major, version.minor, version.micro), lacks), watch))
     }
 
     /// What would run.
-    async fn look_at_stopped(&mut self) -> Result<(Derived, Runs, Load), String> {
+    async fn look_at_stopped(&mut self) -> Result<(Derived, Runs, Watch), String> {
         let derived = self.describe_stopped().await?;
         self.findings.extend(derived.findings.iter().cloned().map(Finding::from));
-        let load = Load::of_stopped(&derived);
-        Ok((derived, Runs::default(), load))
+        let watch = Watch::stopped(&derived);
+        Ok((derived, Runs::default(), watch))
     }
 }
 

@@ -1,20 +1,32 @@
-//! What the guest's memory is like: some hundred of its pages, read from QEMU's process where this agent may, and sent
-//! through the encoder that the move itself uses. QMP has no such question, and `/proc/PID/mem` needs the right to trace
-//! the process; without it, the pages that the process has in memory are the upper bound of those with content.
+//! What the guest's memory is like: as many of its pages as can be looked at in a moment, spread over all of it, read from
+//! QEMU's process where this agent may, and sent through the encoder that the move itself uses. A second look at the same
+//! pages says how much of it the guest writes, and what sending that again costs. QMP has no such questions, and
+//! `/proc/PID/mem` needs the right to trace the process; without it, the pages that the process has in memory are the
+//! upper bound of those with content.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
 use reduce::Choice;
 use reduce::ram::{Batch, Encoder, MAX_PAGES, PAGE_BYTES, Packer, Page, PageBytes};
+use xxhash_rust::xxh3::xxh3_64;
 
-/// Pages that are looked at: 2 MiB. The share that is found is right to some percent.
-const PAGES: u64 = 512;
+/// Pages that are looked at, at most: 128 MiB. A share that is found by 4,000 of them is right to a percent.
+const PAGES: u64 = 32_768;
+/// Time for the first look.
+const TIME: Duration = Duration::from_millis(250);
+/// Least time between the two looks: in less, a guest that writes a little seems to write nothing.
+const BETWEEN: Duration = Duration::from_millis(350);
 /// Lines of `/proc/PID/maps` that are looked at.
 const MAX_MAPPINGS: usize = 65_536;
 /// Longest `/proc/PID/status`.
 const MAX_STATUS: u64 = 64 << 10;
+/// A page's bytes.
+const PAGE: u64 = PAGE_BYTES as u64;
+/// What no permille is above.
+const WHOLE: u64 = 1000;
 
 /// What was found of a guest's memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,8 +35,21 @@ pub(super) struct Ram {
     pub(super) used: u64,
     /// What reduction leaves of those, in thousandths.
     pub(super) permille: u64,
+    /// How fast they were read and reduced by one thread, bytes a second; none when they were not.
+    pub(super) speed: Option<u64>,
     /// How that is known.
     pub(super) from: From,
+}
+
+/// What the guest writes to its memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Written {
+    /// Bytes of pages that differ, a second.
+    pub(super) rate: u64,
+    /// What reduction leaves of a page that is sent again, in thousandths.
+    pub(super) permille: u64,
+    /// Between the looks.
+    pub(super) over: Duration,
 }
 
 /// Where the figures come from.
@@ -38,10 +63,36 @@ pub(super) enum From {
     Nothing,
 }
 
+/// The first look.
+pub(super) struct Census {
+    /// What was found.
+    pub(super) ram: Ram,
+    /// What the second look is compared with.
+    looks: Option<Looks>,
+}
+
+impl std::fmt::Debug for Census {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Census").field("ram", &self.ram).finish_non_exhaustive()
+    }
+}
+
+/// The memory, and the pages that were looked at.
+struct Looks {
+    memory: File,
+    /// Where it begins in the process.
+    start: u64,
+    bytes: u64,
+    reducer: Reducer,
+    /// Offset and hash of each page.
+    seen: Vec<(u64, u64)>,
+    began: Instant,
+}
+
 /// Looks at the memory of the VM that a process runs, `bytes` of it. Blocks.
-pub(super) fn look(pid: u32, bytes: u64, slots: u32, level: Choice) -> Ram {
-    match sample(pid, bytes, slots, level) {
-        Ok(Some(ram)) => return ram,
+pub(super) fn look(pid: u32, bytes: u64, slots: u32, level: Choice) -> Census {
+    match Looks::first(pid, bytes, slots, level) {
+        Ok(Some((ram, looks))) => return Census { ram, looks: Some(looks) },
         Ok(None) => tracing::debug!(pid, "the guest's memory is not one mapping: it is not sampled"),
         Err(error) => tracing::debug!(pid, %error, "the guest's memory cannot be sampled"),
     }
@@ -51,7 +102,21 @@ pub(super) fn look(pid: u32, bytes: u64, slots: u32, level: Choice) -> Ram {
     if let Err(error) = read {
         tracing::debug!(pid, %error, "what QEMU has in memory cannot be read");
     }
-    by_status(&status, bytes)
+    Census { ram: by_status(&status, bytes), looks: None }
+}
+
+impl Census {
+    /// Looks once more, if there was a first look at pages. Blocks, at least until some time has passed since then.
+    pub(super) fn again(self) -> Option<Written> {
+        let looks = self.looks?;
+        match looks.again() {
+            Ok(written) => Some(written),
+            Err(error) => {
+                tracing::debug!(%error, "the guest's memory cannot be looked at again");
+                None
+            }
+        }
+    }
 }
 
 /// What a process has in memory or swapped out (`/proc/PID/status`): QEMU's own data with it.
@@ -63,25 +128,68 @@ fn by_status(status: &str, bytes: u64) -> Ram {
     match field("VmRSS:") {
         Some(resident) => {
             let touched = resident.saturating_add(field("VmSwap:").unwrap_or(0)).saturating_mul(1024);
-            Ram { used: touched.min(bytes), permille: 1000, from: From::Resident }
+            Ram { used: touched.min(bytes), permille: WHOLE, speed: None, from: From::Resident }
         }
-        None => Ram { used: bytes, permille: 1000, from: From::Nothing },
+        None => Ram { used: bytes, permille: WHOLE, speed: None, from: From::Nothing },
     }
 }
 
-fn sample(pid: u32, bytes: u64, slots: u32, level: Choice) -> io::Result<Option<Ram>> {
-    let maps = BufReader::new(File::open(format!("/proc/{pid}/maps"))?);
-    let lines = maps.lines().map_while(Result::ok).take(MAX_MAPPINGS);
-    let Some(start) = mapping(lines, bytes) else { return Ok(None) };
-    let memory = File::open(format!("/proc/{pid}/mem"))?;
-    let offsets = places(bytes);
-    let mut pages: Vec<PageBytes> = Vec::with_capacity(offsets.len());
-    for offset in &offsets {
-        let mut page = [0; PAGE_BYTES];
-        memory.read_exact_at(&mut page, start.saturating_add(*offset))?;
-        pages.push(page);
+impl Looks {
+    fn first(pid: u32, bytes: u64, slots: u32, level: Choice) -> io::Result<Option<(Ram, Self)>> {
+        let maps = BufReader::new(File::open(format!("/proc/{pid}/maps"))?);
+        let lines = maps.lines().map_while(Result::ok).take(MAX_MAPPINGS);
+        let Some(start) = mapping(lines, bytes) else { return Ok(None) };
+        let memory = File::open(format!("/proc/{pid}/mem"))?;
+        let reducer = Reducer::new(slots, level).map_err(io::Error::other)?;
+        let (seen, began) = (Vec::new(), Instant::now());
+        let mut looks = Self { memory, start, bytes, reducer, seen, began };
+        let places = places(bytes);
+        for batch in places.chunks(MAX_PAGES) {
+            let pages = looks.read(batch)?;
+            looks.seen.extend(batch.iter().zip(&pages).map(|(offset, page)| (*offset, xxh3_64(page))));
+            looks.reducer.take(batch, &pages).map_err(io::Error::other)?;
+            if looks.began.elapsed() > TIME {
+                break;
+            }
+        }
+        let Reducer { zero, wire, .. } = looks.reducer;
+        let ram = ram(looks.seen.len() as u64, zero, wire, bytes, looks.began.elapsed());
+        Ok(Some((ram, looks)))
     }
-    reduced(&pages, &offsets, bytes, slots, level).map(Some).map_err(io::Error::other)
+
+    fn again(mut self) -> io::Result<Written> {
+        std::thread::sleep(BETWEEN.saturating_sub(self.began.elapsed()));
+        let over = self.began.elapsed();
+        let before = self.reducer.wire;
+        let (mut differ, mut sent) = (0_u64, 0_u64);
+        for batch in std::mem::take(&mut self.seen).chunks(MAX_PAGES) {
+            let places: Vec<u64> = batch.iter().map(|(offset, _)| *offset).collect();
+            let pages = self.read(&places)?;
+            let changed = batch.iter().zip(pages).filter(|((_, hash), page)| xxh3_64(page) != *hash);
+            let (places, pages): (Vec<u64>, Vec<PageBytes>) =
+                changed.map(|((offset, _), page)| (*offset, page)).unzip();
+            if !pages.is_empty() {
+                self.reducer.take(&places, &pages).map_err(io::Error::other)?;
+            }
+            differ += pages.len() as u64;
+            sent += batch.len() as u64;
+        }
+        let share = u128::from(self.bytes) * u128::from(differ) / u128::from(sent.max(1));
+        let rate = share * 1000 / over.as_millis().max(1);
+        let permille = (self.reducer.wire - before) * WHOLE / (differ * PAGE).max(1);
+        let rate = u64::try_from(rate).unwrap_or(u64::MAX);
+        Ok(Written { rate, permille: permille.min(WHOLE), over })
+    }
+
+    fn read(&self, places: &[u64]) -> io::Result<Vec<PageBytes>> {
+        let mut pages = Vec::with_capacity(places.len());
+        for offset in places {
+            let mut page = [0; PAGE_BYTES];
+            self.memory.read_exact_at(&mut page, self.start.saturating_add(*offset))?;
+            pages.push(page);
+        }
+        Ok(pages)
+    }
 }
 
 /// Where the guest's memory begins: the smallest mapping that it fits, writable and not executable. Others of that size
@@ -98,44 +206,67 @@ fn mapping(lines: impl Iterator<Item = String>, bytes: u64) -> Option<u64> {
     found.min().map(|(_, start)| start)
 }
 
-/// Page offsets, one in each stretch of equal length. Not at its start: what lies at round addresses is special.
+/// Page offsets, one in each stretch of equal length, in an order in which any beginning is spread over all. Not at a
+/// stretch's start: what lies at round addresses is special.
 fn places(bytes: u64) -> Vec<u64> {
-    const PAGE: u64 = PAGE_BYTES as u64;
     let all = bytes / PAGE;
     let count = PAGES.min(all);
-    let stretch = all / count.max(1);
     // Odd, so that it mixes: the golden ratio of 2^64.
-    let within = |nth: u64| nth.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-    (0..count).map(|nth| (nth * stretch + within(nth) % stretch) * PAGE).collect()
+    let mix = |nth: u64| nth.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    // Stretches differ by a page where the memory is no multiple of them: all of it is covered.
+    let begin = |nth: u64| nth * all / count;
+    let place = |nth: u64| begin(nth) + (mix(nth) >> 32) % (begin(nth + 1) - begin(nth));
+    let mut order: Vec<u64> = (0..count).collect();
+    order.sort_unstable_by_key(|nth| mix(nth + 1));
+    order.into_iter().map(|nth| place(nth) * PAGE).collect()
 }
 
-/// What the encoder makes of them.
-fn reduced(
-    pages: &[PageBytes],
-    offsets: &[u64],
-    bytes: u64,
-    slots: u32,
+/// The encoder of a move, fed with a sample.
+struct Reducer {
+    encoder: Encoder,
+    packer: Packer,
     level: Choice,
-) -> Result<Ram, reduce::ReduceError> {
-    let (mut encoder, mut packer) = (Encoder::new(slots), Packer::new()?);
-    let (mut zero, mut wire, mut out) = (0_u64, 0_u64, Vec::new());
-    for (number, (part, places)) in (1_u64..).zip(pages.chunks(MAX_PAGES).zip(offsets.chunks(MAX_PAGES))) {
-        let batch = part.iter().zip(places);
-        let batch = batch.map(|(bytes, offset)| Page { block: 0, offset: *offset, bytes }).collect();
-        let plan = encoder.plan(1, number, Batch::new(batch)?)?;
-        out.clear();
-        let stats = plan.pack(&mut packer, level, &mut out)?;
-        zero += u64::from(stats.zero);
-        wire += stats.encoded_bytes;
+    number: u64,
+    out: Vec<u8>,
+    /// Pages of zeros.
+    zero: u64,
+    /// What is left, bytes.
+    wire: u64,
+}
+
+impl Reducer {
+    fn new(slots: u32, level: Choice) -> Result<Self, reduce::ReduceError> {
+        let (encoder, packer) = (Encoder::new(slots), Packer::new()?);
+        Ok(Self { encoder, packer, level, number: 0, out: Vec::new(), zero: 0, wire: 0 })
     }
-    let count = pages.len() as u64;
-    let used = count - zero.min(count);
-    let share = u128::from(bytes) * u128::from(used) / u128::from(count.max(1));
-    Ok(Ram {
+
+    /// Takes a packet's pages: at most [`MAX_PAGES`].
+    fn take(&mut self, places: &[u64], pages: &[PageBytes]) -> Result<(), reduce::ReduceError> {
+        self.number += 1;
+        let batch = pages.iter().zip(places).map(|(bytes, offset)| Page { block: 0, offset: *offset, bytes });
+        let plan = self.encoder.plan(1, self.number, Batch::new(batch.collect())?)?;
+        self.out.clear();
+        let stats = plan.pack(&mut self.packer, self.level, &mut self.out)?;
+        // As if each were answered at once.
+        self.encoder.acknowledge(1, self.number)?;
+        self.zero += u64::from(stats.zero);
+        self.wire += stats.encoded_bytes;
+        Ok(())
+    }
+}
+
+/// What so many pages, so many of them zeros, that became so many bytes in this time say of all the memory.
+fn ram(count: u64, zero: u64, wire: u64, bytes: u64, took: Duration) -> Ram {
+    let content = count - zero.min(count);
+    let share = u128::from(bytes) * u128::from(content) / u128::from(count.max(1));
+    let speed = u128::from(content * PAGE) * 1_000_000 / took.as_micros().max(1);
+    Ram {
         used: u64::try_from(share).unwrap_or(bytes),
-        permille: (wire * 1000 / (used * PAGE_BYTES as u64).max(1)).min(1000),
+        permille: (wire * WHOLE / (content * PAGE).max(1)).min(WHOLE),
+        // A few pages say nothing of the speed.
+        speed: (content > 256).then(|| u64::try_from(speed).unwrap_or(u64::MAX)),
         from: From::Sample(count),
-    })
+    }
 }
 
 #[cfg(test)]
@@ -156,16 +287,25 @@ mod tests {
     fn what_is_resident_is_the_upper_bound() {
         let status = "Name:\tqemu\nVmRSS:\t  2048 kB\nVmSwap:\t 1024 kB\n";
         assert_eq!(by_status(status, 8 << 20).used, 3 << 20);
-        assert_eq!(by_status(status, 1 << 20), Ram { used: 1 << 20, permille: 1000, from: From::Resident });
-        assert_eq!(by_status("", 5), Ram { used: 5, permille: 1000, from: From::Nothing });
+        let all = Ram { used: 1 << 20, permille: 1000, speed: None, from: From::Resident };
+        assert_eq!(by_status(status, 1 << 20), all);
+        assert_eq!(by_status("", 5), Ram { used: 5, permille: 1000, speed: None, from: From::Nothing });
     }
 
     #[test]
     fn pages_are_spread_and_inside() {
-        for bytes in [1 << 20, 64 << 20, (1 << 30) + 4096] {
+        for bytes in [1 << 20, 64 << 20, 192 << 20, (1 << 30) + 4096] {
             let places = places(bytes);
-            assert!(places.is_sorted_by(|a, b| a < b) && places.iter().all(|at| at % 4096 == 0), "{bytes}");
-            assert!(*places.last().unwrap() < bytes && places.len() as u64 == PAGES.min(bytes / 4096));
+            // Any beginning of them is spread.
+            let upper = places[..64].iter().filter(|at| **at >= bytes / 2).count();
+            assert!((24..=40).contains(&upper), "{upper} of 64 in the upper half of {bytes}");
+            let mut sorted = places.clone();
+            sorted.sort_unstable();
+            sorted.dedup();
+            assert!(sorted.len() == places.len() && places.iter().all(|at| at % 4096 == 0), "{bytes}");
+            let last = *sorted.last().unwrap();
+            assert!(last < bytes && last >= bytes / 100 * 99, "the last of {bytes} is {last}");
+            assert_eq!(places.len() as u64, PAGES.min(bytes / 4096));
         }
         assert_eq!(places(100), Vec::<u64>::new());
     }
@@ -182,12 +322,39 @@ mod tests {
         // Half zeros, half that cannot be reduced.
         let pages: Vec<_> = (0..200).map(|nth| page(nth % 2)).collect();
         let offsets: Vec<_> = (0..200).map(|nth| nth * 4096).collect();
-        let ram = reduced(&pages, &offsets, 1 << 30, 1024, Choice::Level(1)).unwrap();
+        let reduced = |pages: &[PageBytes], slots, level| {
+            let mut reducer = Reducer::new(slots, level).unwrap();
+            for (places, pages) in offsets.chunks(MAX_PAGES).zip(pages.chunks(MAX_PAGES)) {
+                reducer.take(places, pages).unwrap();
+            }
+            ram(200, reducer.zero, reducer.wire, 1 << 30, Duration::from_secs(1))
+        };
+        let ram = reduced(&pages, 1024, Choice::Level(1));
         assert_eq!((ram.used, ram.permille, ram.from), (1 << 29, 1000, From::Sample(200)));
-        let same = vec![pages[1]; 200];
-        let ram = reduced(&same, &offsets, 1 << 30, 1024, Choice::Level(1)).unwrap();
+        let ram = reduced(&vec![pages[1]; 200], 1024, Choice::Level(1));
         assert!(ram.used == 1 << 30 && ram.permille < 20, "{ram:?}");
-        let ram = reduced(&vec![[0; PAGE_BYTES]; 200], &offsets, 1 << 30, 0, Choice::Raw).unwrap();
+        let ram = reduced(&vec![[0; PAGE_BYTES]; 200], 0, Choice::Raw);
         assert_eq!(ram.used, 0);
+    }
+
+    #[test]
+    fn a_second_look_finds_what_was_written() {
+        const SIZE: usize = 48 << 20;
+        let mut dice = volume::conformance::Dice::new(1);
+        let mut memory = vec![0_u8; SIZE];
+        dice.fill(&mut memory[..SIZE / 2]);
+        let census = look(std::process::id(), SIZE as u64 - (1 << 20), 65_536, Choice::Level(1));
+        let From::Sample(seen) = census.ram.from else { panic!("{census:?}") };
+        let looks = census.looks.as_ref().unwrap();
+        // A debug build may not see all in time.
+        assert_eq!(looks.seen.len() as u64, seen);
+        assert!(census.ram.used.abs_diff(SIZE as u64 / 2) < SIZE as u64 / 8, "{census:?}");
+        let written = SIZE / 4;
+        dice.fill(&mut memory[..written]);
+        let found = census.again().unwrap();
+        let bytes = found.rate * u64::try_from(found.over.as_millis()).unwrap() / 1000;
+        assert!(bytes.abs_diff(written as u64) < SIZE as u64 / 16, "{bytes} of {written}: {found:?}");
+        assert!(found.permille > 900, "what is new does not shrink: {found:?}");
+        std::hint::black_box(&memory);
     }
 }
