@@ -24,6 +24,8 @@ tools() {
 cc gcc
 cpio cpio
 dpkg-shlibdeps dpkg-dev
+fish fish
+groff groff
 ip iproute2
 lintian lintian
 losetup mount
@@ -44,6 +46,7 @@ qemu-storage-daemon qemu-utils
 setpriv util-linux
 systemd-analyze systemd
 unshare util-linux
+zsh zsh
 END
 }
 

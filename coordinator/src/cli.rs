@@ -1,29 +1,44 @@
 //! The command line: what can be written, and what it does.
 
+mod bundle;
+mod config;
+mod detail;
+mod generate;
+mod health;
 mod host;
 pub(crate) mod keep;
 mod link;
+mod login;
 mod migration;
+pub(crate) mod near;
+mod pick;
 mod plan;
 mod report;
 mod show;
 #[cfg(test)]
 mod tests;
 mod token;
-mod units;
+pub(crate) mod units;
 
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use crate::client::{Access, Client};
+use crate::client::Client;
+use crate::config::{Access, Asked, File};
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Format};
 use crate::serve::{self, ServeArgs};
 use crate::traces;
+use bundle::SupportCommand;
+use config::ConfigCommand;
 use host::{HostCommand, VmCommand};
 use keep::{AuthorityCommand, BackupArgs, RestoreArgs};
 use link::{LinkCommand, SiteCommand};
+use login::LoginArgs;
 use migration::MigrationCommand;
 use plan::{MigrateArgs, PlanCommand};
 use report::ReportCommand;
@@ -36,10 +51,20 @@ use token::{AuditCommand, TokenCommand};
     version,
     max_term_width = 100,
     after_help = "\
-Exit codes: 0 done; 1 failed; 64 wrong usage.
+Whom to ask is said by flags, or else by the environment, or else by the current context of the
+configuration file, or else it is this machine's coordinator: `novaferry config show` tells.
+`novaferry login` makes a context.
+
+For programs, --output json prints one value a line and --output yaml one document a value: of a
+list, each of its items. A failure is a value there, too, on stdout:
+{\"error\": {\"code\", \"message\", \"advice\"}}. Times and sizes are exact for programs and short for people.
+Colours are for terminals, unless NO_COLOR is set.
+
+Exit codes: 0 done; 1 failed; 2 a migration is in doubt, and a person must decide; 64 wrong usage.
 
 Examples:
   novaferry serve
+  novaferry login https://coordinator.example:7443 --ca-fingerprint 3f:9a:…
   novaferry host token --site berlin
   novaferry vm list
   novaferry migrate web-1 --to host-b"
@@ -47,11 +72,11 @@ Examples:
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    #[command(flatten)]
-    access: Access,
     /// What to print.
     #[arg(long, global = true, value_enum, default_value_t)]
     output: Format,
+    #[command(flatten)]
+    access: Access,
 }
 
 #[derive(Debug, Subcommand)]
@@ -94,26 +119,57 @@ enum Command {
     Backup(BackupArgs),
     /// Makes a state folder from a backup.
     Restore(RestoreArgs),
+    /// Makes a coordinator known to this user, and tries a token.
+    Login(LoginArgs),
+    /// The coordinators that this user knows.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Says whether the coordinator answers.
+    Health,
+    /// Says the releases of this program and of the coordinator.
+    Version,
+    /// What somebody who helps needs to see.
+    #[command(subcommand)]
+    Support(SupportCommand),
+    /// Prints a script that completes commands in a shell.
+    #[command(
+        after_help = "Example:\n  novaferry completions bash >~/.local/share/bash-completion/completions/novaferry"
+    )]
+    Completions {
+        /// Which.
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Writes manual pages of all commands.
+    #[command(after_help = "Example:\n  novaferry man ~/.local/share/man/man1")]
+    Man {
+        /// The folder that they are written into.
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
+}
+
+/// The format that is asked for, of a command line that makes no sense.
+fn format_of(words: impl Iterator<Item = OsString>) -> Format {
+    let words: Vec<_> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+    let next = words.windows(2).filter(|two| two[0] == "--output").map(|two| two[1].as_str());
+    let joined = words.iter().filter_map(|word| word.strip_prefix("--output="));
+    let format = next.chain(joined).last().and_then(|name| Format::from_str(name, false).ok());
+    format.unwrap_or_default()
 }
 
 /// Runs the program.
 pub(crate) fn run() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
-            // A closed stdout or stderr: nobody reads.
-            drop(error.print());
-            return if error.use_stderr() { Exit::Usage.into() } else { ExitCode::SUCCESS };
-        }
+    let parsed = Cli::command()
+        .try_get_matches()
+        .and_then(|matches| Cli::from_arg_matches(&matches).map(|cli| (cli, matches)));
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) => return wrong(&error),
     };
     let format = cli.output;
-    let result = match cli.command {
-        Command::Serve(args) => serve::run(args),
-        Command::Authority(command) => keep::authority(command, format),
-        Command::Restore(args) => keep::restore(args, format),
-        command => cli.access.open().and_then(|client| traces::command(|| ask(&client, command, format))),
-    };
-    match result {
+    let asked = cli.access.asked(&matches);
+    match command(cli.command, &asked, format) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             output::failure(format, &failure);
@@ -122,10 +178,49 @@ pub(crate) fn run() -> ExitCode {
     }
 }
 
+/// Help that is asked for, or words that make no sense.
+fn wrong(error: &clap::Error) -> ExitCode {
+    let format = format_of(std::env::args_os());
+    if !error.use_stderr() || format == Format::Text {
+        // A closed stdout or stderr: nobody reads.
+        drop(error.print());
+        return if error.use_stderr() { Exit::Usage.into() } else { ExitCode::SUCCESS };
+    }
+    let text = error.render().to_string();
+    let words = text.trim().strip_prefix("error: ").unwrap_or_else(|| text.trim());
+    let what = words.split("\n\n").next().unwrap_or_default().replace('\n', " ");
+    output::failure(format, &Failure::new("usage", what, "see --help").usage());
+    Exit::Usage.into()
+}
+
+fn command(command: Command, asked: &Asked, format: Format) -> Result<(), Failure> {
+    match command {
+        Command::Serve(args) => serve::run(args),
+        Command::Authority(command) => keep::authority(command, format),
+        Command::Restore(args) => keep::restore(args, format),
+        Command::Login(args) => login::login(args, asked, format),
+        Command::Config(command) => config::config(command, asked, format),
+        Command::Completions { shell } => {
+            // A reader that is gone is none.
+            drop(std::io::stdout().write_all(&generate::completions(Cli::command(), shell)));
+            Ok(())
+        }
+        Command::Man { folder } => generate::man(Cli::command(), &folder, format),
+        Command::Health => health::health(&Client::without_token(&File::read()?.resolve(asked)?)?, format),
+        Command::Version => {
+            let settings = File::read().and_then(|file| file.resolve(asked));
+            health::version(settings.and_then(|settings| Client::without_token(&settings)), format);
+            Ok(())
+        }
+        command => {
+            let client = Client::open(&File::read()?.resolve(asked)?)?;
+            traces::command(|| ask(&client, command, format))
+        }
+    }
+}
+
 fn ask(client: &Client, command: Command, format: Format) -> Result<(), Failure> {
     match command {
-        // Run without a client.
-        Command::Serve(_) | Command::Authority(_) | Command::Restore(_) => Ok(()),
         Command::Backup(args) => keep::backup(client, &args, format),
         Command::Host(command) => host::host(client, command, format),
         Command::Vm(command) => host::vm(client, command, format),
@@ -137,5 +232,16 @@ fn ask(client: &Client, command: Command, format: Format) -> Result<(), Failure>
         Command::Report(command) => report::report(client, command, format),
         Command::Token(command) => token::token(client, command, format),
         Command::Audit(command) => token::audit(client, command, format),
+        Command::Support(SupportCommand::Bundle(args)) => bundle::bundle(client, args, format),
+        // These ran without a client.
+        Command::Serve(_)
+        | Command::Authority(_)
+        | Command::Restore(_)
+        | Command::Login(_)
+        | Command::Config(_)
+        | Command::Health
+        | Command::Version
+        | Command::Completions { .. }
+        | Command::Man { .. } => Ok(()),
     }
 }

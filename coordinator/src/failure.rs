@@ -9,6 +9,8 @@ use serde::Serialize;
 pub(crate) enum Exit {
     /// Somebody has to change something first.
     Failed = 1,
+    /// A migration is in doubt: a person must say which copy of the VM lives.
+    Doubt = 2,
     /// The command line makes no sense (`EX_USAGE` of `sysexits.h`).
     Usage = 64,
 }
@@ -43,6 +45,17 @@ impl Failure {
 
     pub(crate) fn usage(mut self) -> Self {
         self.exit = Exit::Usage;
+        self
+    }
+
+    pub(crate) fn exits(mut self, exit: Exit) -> Self {
+        self.exit = exit;
+        self
+    }
+
+    /// The same with other advice.
+    pub(crate) fn advising(mut self, advice: impl Into<String>) -> Self {
+        self.advice = Some(advice.into());
         self
     }
 }

@@ -7,8 +7,9 @@ use model::migration::{Migration, State};
 use model::plan::{Plan, State as PlanState, Step, StepState};
 use serde_json::Value;
 
+use crate::cli::units::{bytes, span, speed};
 use crate::client::Client;
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 use crate::output::{self, Format, plain};
 
 /// How often the coordinator is asked.
@@ -30,8 +31,8 @@ pub(crate) fn follow(client: &Client, id: &str, format: Format) -> Result<(), Fa
                     drop(write!(std::io::stderr(), "\r\x1b[K{}", progress(&migration)));
                 } else if last != Some(state) {
                     match format {
-                        Format::Json => output::json(&migration),
                         Format::Text => output::line(&progress(&migration)),
+                        _ => output::value(format, &migration),
                     }
                 }
                 last = Some(state);
@@ -75,8 +76,8 @@ pub(crate) fn follow_plan(
                 let states: Vec<_> = plan.steps.iter().map(|step| step.state).collect();
                 if !until_begun && last.as_ref() != Some(&states) {
                     match format {
-                        Format::Json => output::json(&plan),
                         Format::Text => output::line(&steps(&plan)),
+                        _ => output::value(format, &plan),
                     }
                     last = Some(states);
                 }
@@ -125,25 +126,41 @@ fn end(plan: &Plan, format: Format) -> Result<(), Failure> {
     Err(Failure::new("plan-failed", plain(&message), advice))
 }
 
+/// Whole percents of a part; none of nothing.
+pub(crate) fn percent(done: u64, all: u64) -> Option<u64> {
+    Some(
+        u64::try_from(u128::from(done) * 100 / u128::from(std::num::NonZeroU64::new(all)?.get()))
+            .unwrap_or(100),
+    )
+}
+
+/// Where it stands, as one line.
 fn progress(migration: &Migration) -> String {
     let mut text = format!("{}  {}", short(&migration.id), migration.state.as_str());
-    if let Some(progress) = &migration.at_source {
-        text.push_str(&format!("  {}", plain(&progress.state)));
-        let share = |done: u64, all: u64| done.saturating_mul(100).checked_div(all);
-        if let Some(percent) = share(progress.disk_done, progress.disk_total) {
-            text.push_str(&format!("  disks {percent} %"));
-        }
-        if let Some(percent) =
-            share(progress.ram_total.saturating_sub(progress.ram_remaining), progress.ram_total)
-        {
-            text.push_str(&format!("  memory {percent} %"));
-        }
-        if progress.rate > 0 {
-            text.push_str(&format!("  {} MB/s", progress.rate / 1_000_000));
-        }
-        if progress.expected_downtime_ms > 0 {
-            text.push_str(&format!("  pause {} ms", progress.expected_downtime_ms));
-        }
+    let Some(end) = &migration.at_source else { return text };
+    text.push_str(&format!(": {}", plain(&end.state)));
+    if let Some(percent) = percent(end.disk_done, end.disk_total) {
+        text.push_str(&format!("  disks {percent} %"));
+    }
+    if let Some(percent) = percent(end.ram_total.saturating_sub(end.ram_remaining), end.ram_total) {
+        text.push_str(&format!("  memory {percent} %"));
+    }
+    if !matches!(migration.state, State::Moving | State::CuttingOver) || end.over {
+        return text;
+    }
+    let left = end.disk_total.saturating_sub(end.disk_done).saturating_add(end.ram_remaining);
+    if left > 0 {
+        text.push_str(&format!("  {} left", bytes(left)));
+    }
+    if end.rate > 0 {
+        text.push_str(&format!("  {}", speed(end.rate)));
+    }
+    if end.expected_downtime_ms > 0 {
+        text.push_str(&format!("  pause {} expected", span(end.expected_downtime_ms)));
+    }
+    // What the guest writes meanwhile comes on top.
+    if let Some(left) = left.saturating_mul(1000).checked_div(end.rate).filter(|left| *left > 0) {
+        text.push_str(&format!("  at least {} to go", span(left)));
     }
     text
 }
@@ -161,6 +178,10 @@ fn verdict(migration: &Migration) -> Option<Result<String, Failure>> {
     let why = text(&report["text"]);
     let figures = &report["report"];
     let failed = |code: &str, message: String, advice: &str| Some(Err(Failure::new(code, message, advice)));
+    // An operator must decide: a program that waits must not take it for undone.
+    let doubt = |message: String, advice: &str| {
+        Some(Err(Failure::new("migration-in-doubt", message, advice).exits(Exit::Doubt)))
+    };
     match migration.state {
         State::Completed | State::Held => {
             let mut said = format!("done: {vm} runs at {destination}");
@@ -204,8 +225,7 @@ fn verdict(migration: &Migration) -> Option<Result<String, Failure>> {
             format!("{vm} is lost at {destination}: {why}"),
             "its disks there are what is left",
         ),
-        State::InDoubt | State::DestinationLost => failed(
-            "migration-in-doubt",
+        State::InDoubt | State::DestinationLost => doubt(
             format!("{vm}: {}", if why.is_empty() { migration.state.as_str() } else { &why }),
             &format!(
                 "see the runbook; then: novaferry migration resolve {id} --keep source|destination --other-side-is-off"
@@ -221,3 +241,6 @@ fn blocking(report: &Value) -> Option<String> {
     let finding = findings.iter().find(|finding| finding["blocking"] == true)?;
     Some(plain(finding["evidence"].as_str().unwrap_or("a finding blocks")))
 }
+
+#[cfg(test)]
+mod tests;

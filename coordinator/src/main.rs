@@ -2,6 +2,7 @@
 
 mod cli;
 mod client;
+mod config;
 mod failure;
 mod follow;
 mod output;

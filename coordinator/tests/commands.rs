@@ -6,11 +6,22 @@ use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 
+#[path = "commands/comfort.rs"]
+mod comfort;
+#[path = "commands/contexts.rs"]
+mod contexts;
+#[path = "commands/generated.rs"]
+mod generated;
+
 /// A coordinator that ends with the test.
 struct Coordinator {
     child: Child,
     folder: tempfile::TempDir,
     url: String,
+    /// Where agents dial.
+    agents: String,
+    /// SHA-256 of its CA.
+    fingerprint: String,
 }
 
 impl Coordinator {
@@ -34,13 +45,18 @@ impl Coordinator {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let ready =
-            lines.find_map(|line| line.unwrap().split_once("api=\"").map(|(_, rest)| rest.to_owned()));
-        let ready = ready.expect("it gets ready");
-        let url = format!("https://{}", ready.split('"').next().unwrap());
+        let mut field = |names: &[&str]| -> Vec<String> {
+            let line = lines.find_map(|line| Some(line.unwrap()).filter(|line| line.contains(names[0])));
+            let line = line.expect("it gets ready");
+            let value = |name| line.split_once(name).unwrap().1.split('"').next().unwrap().to_owned();
+            names.iter().map(|name| value(*name)).collect()
+        };
+        let [agents, api] = field(&["agents=\"", "api=\""]).try_into().unwrap();
+        let [fingerprint] = field(&["fingerprint=\""]).try_into().unwrap();
+        let url = format!("https://{api}");
         // Whoever does not read a pipe stops who writes into it.
         std::thread::spawn(move || lines.for_each(drop));
-        Self { child, folder, url }
+        Self { child, folder, url, agents, fingerprint }
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -53,6 +69,7 @@ impl Coordinator {
             .env("NOVAFERRY_URL", &self.url)
             .env("NOVAFERRY_CA", self.file("ca.pem"))
             .env("NOVAFERRY_TOKEN_FILE", self.file("admin-token"))
+            .env("XDG_CONFIG_HOME", self.file("no-config"))
             .output()
             .unwrap()
     }

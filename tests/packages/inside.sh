@@ -72,6 +72,15 @@ for program in novaferry novaferry-agent novaferry-vmd; do
     owned "/usr/bin/$program" "root:root 755"
     "$program" --version >/dev/null
 done
+# What shells and man find.
+for file in bash-completion/completions/novaferry zsh/vendor-completions/_novaferry fish/vendor_completions.d/novaferry.fish; do
+    owned "/usr/share/$file" "root:root 644"
+    grep -q cordon "/usr/share/$file" || die "$file does not know \`host cordon\`"
+done
+bash -n /usr/share/bash-completion/completions/novaferry
+# A system may be told to leave manual pages out; the package has them in any case.
+pages=$(dpkg-deb -c /mnt/debs/novaferry_1.0-1_*.deb | grep -c 'usr/share/man/man1/novaferry.*\.1\.gz$') || die "no manual pages"
+((pages > 40)) || die "$pages manual pages"
 owned /etc/novaferry "root:root 755"
 owned /etc/novaferry/agent.toml "root:root 644"
 owned /etc/novaferry/identity "root:novaferry 750"

@@ -136,8 +136,8 @@ pub(super) fn authority(command: AuthorityCommand, format: Format) -> Result<(),
     };
     let done = service::rekey(&folder, &from.source()?, to.as_deref()).map_err(failed("ca-key"))?;
     let before = done.before.as_ref().map(|path| path.display().to_string());
-    if format == Format::Json {
-        output::json(&json!({ "under": done.under, "before": before }));
+    if format != Format::Text {
+        output::value(format, &json!({ "under": done.under, "before": before }));
         return Ok(());
     }
     let place = to.unwrap_or_else(|| folder.join("wrapping.key"));
@@ -164,8 +164,8 @@ fn restored(
     let database = database.map(read).transpose()?;
     let told = backup::tell_restored(folder, database, made, wanted);
     let LetIn { hosts, tokens } = runtime()?.block_on(told).map_err(failed("restore"))?;
-    if format == Format::Json {
-        output::json(&json!({ "made": made, "hosts": hosts, "tokens": tokens }));
+    if format != Format::Text {
+        output::value(format, &json!({ "made": made, "hosts": hosts, "tokens": tokens }));
         return Ok(());
     }
     let_in(&LetIn { hosts, tokens });
@@ -274,8 +274,8 @@ pub(super) fn backup(client: &Client, args: &BackupArgs, format: Format) -> Resu
         done => done.map_err(|error| broken("name", file, &error.into()))?,
     }
     File::open(parent).and_then(|folder| folder.sync_all()).map_err(|error| broken("keep", file, &error))?;
-    if format == Format::Json {
-        output::json(&json!({ "file": file.display().to_string(), "backup": manifest }));
+    if format != Format::Text {
+        output::value(format, &json!({ "file": file.display().to_string(), "backup": manifest }));
         return Ok(());
     }
     output::line(&format!("{}: checked, and on disk", file.display()));
@@ -312,11 +312,14 @@ pub(super) fn restore(args: RestoreArgs, format: Format) -> Result<(), Failure> 
     let done = runtime()?.block_on(backup::restore(&file, &folder, &options)).map_err(failed("restore"))?;
     let Restored { manifest, aside, replaced, token, let_in: LetIn { hosts, tokens }, opens } = done;
     let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
-    if format == Format::Json {
-        output::json(&json!({
-            "dry_run": dry_run, "state": folder.display().to_string(), "backup": manifest, "replaced": replaced,
-            "aside": path(&aside), "token": path(&token), "hosts": hosts, "tokens": tokens, "ca_key_opens": opens,
-        }));
+    if format != Format::Text {
+        output::value(
+            format,
+            &json!({
+                "dry_run": dry_run, "state": folder.display().to_string(), "backup": manifest, "replaced": replaced,
+                "aside": path(&aside), "token": path(&token), "hosts": hosts, "tokens": tokens, "ca_key_opens": opens,
+            }),
+        );
         return Ok(());
     }
     let (restored, put) =

@@ -4,8 +4,10 @@ use clap::{Args, Subcommand};
 use model::link::{Kind, Link, Price, schedule};
 use serde_json::{Value, json};
 
-use super::show::{list, said, text};
-use super::units::{micros, rate};
+use super::detail::fields;
+use super::near::{Among, suggest};
+use super::show::{Column, ListArgs, list, said, text};
+use super::units::{micros, rate, speed, when};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::{self, Format};
@@ -21,7 +23,8 @@ Example:
     --cost-per-gb 0.09 --currency USD --schedule \"Mon-Fri 20:00-06:00\"")]
     Add(AddArgs),
     /// Lists the links, with what was measured of them.
-    List,
+    #[command(after_help = "Example:\n  novaferry link list --sort rtt --columns link,state,rtt,rate")]
+    List(ListArgs),
     /// Shows one link and its last measurements.
     Show {
         /// Which.
@@ -45,7 +48,7 @@ Example:
 #[derive(Debug, Subcommand)]
 pub(super) enum SiteCommand {
     /// Lists the sites that hosts and links name.
-    List,
+    List(ListArgs),
 }
 
 #[derive(Debug, Args)]
@@ -190,6 +193,34 @@ impl WhatArgs {
     }
 }
 
+const LINKS: &[Column] = &[
+    Column::new("LINK", |link| link["name"].clone()),
+    Column::new("BETWEEN", |link| ends(link).into()),
+    Column::new("KIND", |link| link["kind"].clone()),
+    Column::new("NETWORK", |link| link["network"].clone()),
+    Column::new("STATE", |link| link["state"].clone()),
+    Column::new("RTT", |link| link["measured"]["rtt_us"].clone()).shown(milliseconds),
+    Column::new("LOSS", |link| link["measured"]["loss_ppm"].clone()).shown(percents),
+    Column::new("RATE", |link| link["measured"]["rate"].clone()).shown(carried),
+    Column::new("PRICE/GB", |link| json!([link["price"]["per_gb_micros"], link["price"]["currency"]]))
+        .shown(price),
+    Column::new("OPEN", |link| if link["open"] == true { "yes" } else { "no" }.into()),
+];
+
+const SITES: &[Column] = &[
+    Column::new("SITE", |site| site["name"].clone()),
+    Column::new("HOSTS", |site| site["hosts"].clone()),
+    Column::new("LINKS", |site| {
+        let links = site["links"].as_array().into_iter().flatten().map(text).collect::<Vec<_>>();
+        links.join(", ").into()
+    }),
+];
+
+/// Links with names like one that there is not.
+fn missing(client: &Client, link: &model::Name) -> impl Fn(Failure) -> Failure {
+    move |failure| suggest(client, failure, &[(Among::Links, link.as_str())])
+}
+
 pub(super) fn link(client: &Client, command: LinkCommand, format: Format) -> Result<(), Failure> {
     match command {
         LinkCommand::Add(AddArgs { link: name, between: Between(sites), what }) => {
@@ -198,43 +229,21 @@ pub(super) fn link(client: &Client, command: LinkCommand, format: Format) -> Res
             let added: Value = client.post("/v1/links", &link)?;
             said(format, &added, &format!("{} joins {} and {}", link.name, link.sites[0], link.sites[1]));
         }
-        LinkCommand::List => {
-            let links = client.list("/v1/links", None)?;
-            let head =
-                ["LINK", "BETWEEN", "KIND", "NETWORK", "STATE", "RTT", "LOSS", "RATE", "PRICE/GB", "OPEN"];
-            list(format, &links, &head, row);
-        }
+        LinkCommand::List(shape) => shape.print(format, client.list("/v1/links", None)?, LINKS)?,
         LinkCommand::Show { link } => {
-            let shown: Value = client.get(&format!("/v1/links/{link}"))?;
+            let mut shown: Value =
+                client.get(&format!("/v1/links/{link}")).map_err(missing(client, &link))?;
             let probes = client.list(&format!("/v1/links/{link}/measurements"), Some(20))?;
-            match format {
-                Format::Json => {
-                    let mut shown = shown;
-                    shown["measurements"] = probes.into();
-                    output::json(&shown);
-                }
-                Format::Text => {
-                    let fields = shown.as_object().into_iter().flatten();
-                    let plain = fields.filter(|(_, value)| !value.is_null());
-                    output::table(
-                        &["FIELD", "VALUE"],
-                        plain.map(|(name, value)| vec![name.clone(), text(value)]),
-                    );
-                    list(format, &probes, &["AT", "RTT", "JITTER", "LOSS", "RATE"], |probe| {
-                        let measured = &probe["measured"];
-                        if measured.is_null() {
-                            return vec![text(&probe["at"]), "nothing comes through".to_owned()];
-                        }
-                        let jitter = milliseconds(&measured["jitter_us"]);
-                        let [rtt, loss, rate] = figures(measured);
-                        vec![text(&probe["at"]), rtt, jitter, loss, rate]
-                    });
-                }
+            if format == Format::Text {
+                show(&shown, &probes);
+            } else {
+                shown["measurements"] = probes.into();
+                output::value(format, &shown);
             }
         }
         LinkCommand::Set(SetArgs { link: name, between, what }) => {
             let path = format!("/v1/links/{name}");
-            let shown: Value = client.get(&path)?;
+            let shown: Value = client.get(&path).map_err(missing(client, &name))?;
             let mut link = declared(&shown)?;
             if let Some(Between(sites)) = between {
                 link.sites = sites;
@@ -244,11 +253,13 @@ pub(super) fn link(client: &Client, command: LinkCommand, format: Format) -> Res
             said(format, &changed, &format!("{name} is changed"));
         }
         LinkCommand::Remove { link } => {
-            client.delete::<Value>(&format!("/v1/links/{link}"))?;
+            client.delete::<Value>(&format!("/v1/links/{link}")).map_err(missing(client, &link))?;
             said(format, &json!({ "removed": link }), &format!("{link} is removed"));
         }
         LinkCommand::Probe { link } => {
-            let probed: Value = client.post(&format!("/v1/links/{link}/probe"), &json!({}))?;
+            let probed: Value = client
+                .post(&format!("/v1/links/{link}/probe"), &json!({}))
+                .map_err(missing(client, &link))?;
             let [rtt, loss, rate] = figures(&probed["measured"]);
             let words = format!("{link} is {}: {rtt}, {loss} lost, {rate}", text(&probed["state"]));
             said(format, &probed, &words);
@@ -257,17 +268,30 @@ pub(super) fn link(client: &Client, command: LinkCommand, format: Format) -> Res
     Ok(())
 }
 
+/// A link for people, and its last measurements.
+fn show(link: &Value, probes: &[Value]) {
+    let plain = link.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
+    let all: Vec<_> = plain.map(|(name, value)| (name.as_str(), text(value))).collect();
+    fields(&all);
+    if probes.is_empty() {
+        return;
+    }
+    output::line("");
+    list(Format::Text, probes, &["AT", "RTT", "JITTER", "LOSS", "RATE"], |probe| {
+        let measured = &probe["measured"];
+        if measured.is_null() {
+            return vec![when(&probe["at"]), "nothing comes through".to_owned()];
+        }
+        let jitter = milliseconds(&measured["jitter_us"]);
+        let [rtt, loss, rate] = figures(measured);
+        vec![when(&probe["at"]), rtt, jitter, loss, rate]
+    });
+}
+
 pub(super) fn site(client: &Client, command: SiteCommand, format: Format) -> Result<(), Failure> {
     match command {
-        SiteCommand::List => {
-            let sites = client.list("/v1/sites", None)?;
-            list(format, &sites, &["SITE", "HOSTS", "LINKS"], |site| {
-                let links = site["links"].as_array().into_iter().flatten().map(text).collect::<Vec<_>>();
-                vec![text(&site["name"]), text(&site["hosts"]), links.join(", ")]
-            });
-        }
+        SiteCommand::List(shape) => shape.print(format, client.list("/v1/sites", None)?, SITES),
     }
-    Ok(())
 }
 
 /// What operators said, out of all that is shown.
@@ -286,35 +310,30 @@ fn unlikely(error: impl std::fmt::Display) -> Failure {
     Failure::new("answer", what, "use the same release of the coordinator and the command")
 }
 
-fn row(link: &Value) -> Vec<String> {
-    let [rtt, loss, rate] = figures(&link["measured"]);
-    let price = link["price"]["per_gb_micros"].as_u64().unwrap_or(0);
-    let price = match price {
-        0 => "-".to_owned(),
-        micros => format!("{} {}", amount(micros), text(&link["price"]["currency"])),
-    };
-    let ends = link["sites"].as_array().into_iter().flatten().map(text).collect::<Vec<_>>();
-    vec![
-        text(&link["name"]),
-        ends.join(","),
-        text(&link["kind"]),
-        text(&link["network"]),
-        text(&link["state"]),
-        rtt,
-        loss,
-        rate,
-        price,
-        if link["open"] == true { "yes" } else { "no" }.to_owned(),
-    ]
+/// The sites that it joins.
+fn ends(link: &Value) -> String {
+    link["sites"].as_array().into_iter().flatten().map(text).collect::<Vec<_>>().join(",")
 }
 
 fn figures(measured: &Value) -> [String; 3] {
-    let loss =
-        measured["loss_ppm"].as_u64().map(|ppm| format!("{}.{:02}%", ppm / 10_000, ppm % 10_000 / 100));
-    let rate =
-        measured["rate"].as_u64().map(|rate| format!("{}.{} MB/s", rate / 1_000_000, rate / 100_000 % 10));
-    let dash = || "-".to_owned();
-    [milliseconds(&measured["rtt_us"]), loss.unwrap_or_else(dash), rate.unwrap_or_else(dash)]
+    [milliseconds(&measured["rtt_us"]), percents(&measured["loss_ppm"]), carried(&measured["rate"])]
+}
+
+fn percents(millionths: &Value) -> String {
+    let part = millionths.as_u64();
+    part.map_or_else(|| "-".to_owned(), |ppm| format!("{}.{:02}%", ppm / 10_000, ppm % 10_000 / 100))
+}
+
+/// Of an amount and its currency.
+fn price(price: &Value) -> String {
+    match price[0].as_u64() {
+        None | Some(0) => "-".to_owned(),
+        Some(micros) => format!("{} {}", amount(micros), text(&price[1])),
+    }
+}
+
+fn carried(rate: &Value) -> String {
+    rate.as_u64().map_or_else(|| "-".to_owned(), speed)
 }
 
 fn milliseconds(micros: &Value) -> String {

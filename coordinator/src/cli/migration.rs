@@ -4,11 +4,14 @@ use clap::{Subcommand, ValueEnum};
 use model::migration::Wish;
 use serde_json::{Value, json};
 
-use super::show::{list, said, text};
+use super::detail;
+use super::pick::pick;
+use super::show::{Column, ListArgs, said, text};
+use super::units::when;
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::follow::{follow, short};
-use crate::output::{self, Format, plain};
+use crate::output::{self, Format};
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum Keep {
@@ -25,13 +28,26 @@ pub(super) enum MigrationCommand {
         /// At most so many.
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=500))]
         limit: u32,
+        #[command(flatten)]
+        shape: ListArgs,
     },
-    /// Shows all that is known of one, as JSON.
+    /// Shows one: both ends, progress, expectations and figures, findings.
     Show {
         /// Its id, or the first digits of it.
         id: String,
     },
     /// Follows one to its end.
+    #[command(after_help = "\
+For people it says the phase, what of disks and memory is there, the rate, the expected pause, and
+the time to go at this rate; for programs, the migration each time its state changes. It may be left
+and taken up at any time.
+
+Exit codes: 0 the VM runs at the destination (also when the source's copy is held), or a rehearsal
+found nothing against it; 1 it was refused, undone, or lost, or nobody answers; 2 it is in doubt, or
+the destination is lost: see `novaferry migration resolve`.
+
+Example:
+  novaferry migration watch 4f2a")]
     Watch {
         /// Its id, or the first digits of it.
         id: String,
@@ -70,34 +86,17 @@ pub(super) enum MigrationCommand {
 
 /// The one migration whose id begins so.
 fn find(client: &Client, id: &str) -> Result<String, Failure> {
-    let digits = !id.is_empty() && id.len() <= 32 && id.bytes().all(|c| c.is_ascii_hexdigit());
-    if !digits {
-        let advice = "`novaferry migration list` shows the ids";
-        return Err(Failure::new(
-            "usage",
-            "a migration is named by its digits, or the first of them",
-            advice,
-        )
-        .usage());
-    }
-    if id.len() == 32 {
-        return Ok(id.to_owned());
-    }
-    let page = client.list("/v1/migrations", Some(500))?;
-    let ids = page.iter().filter_map(|one| one["id"].as_str());
-    let found: Vec<_> = ids.filter(|known| known.starts_with(id)).collect();
-    match found[..] {
-        [one] => Ok(one.to_owned()),
-        [] => Err(Failure::new(
-            "not-found",
-            format!("none of the last 500 migrations begins with {id}"),
-            "write all its digits",
-        )),
-        _ => {
-            Err(Failure::new("conflict", format!("several migrations begin with {id}"), "write more digits"))
-        }
-    }
+    pick(client, id, "migration", "/v1/migrations")
 }
+
+const COLUMNS: &[Column] = &[
+    Column::new("ID", |one| one["id"].clone()).shown(|id| short(&text(id)).to_owned()),
+    Column::new("VM", |one| one["vm"].clone()),
+    Column::new("FROM", |one| one["source"].clone()),
+    Column::new("TO", |one| one["destination"].clone()),
+    Column::new("STATE", |one| one["state"].clone()),
+    Column::new("BEGUN", |one| one["created"].clone()).shown(when),
+];
 
 pub(super) fn migration(client: &Client, command: MigrationCommand, format: Format) -> Result<(), Failure> {
     let wish = |id: &str, wish: Wish, sure: bool| -> Result<(), Failure> {
@@ -108,26 +107,15 @@ pub(super) fn migration(client: &Client, command: MigrationCommand, format: Form
         Ok(())
     };
     match command {
-        MigrationCommand::List { limit } => {
-            let all = client.list("/v1/migrations", usize::try_from(limit).ok())?;
-            list(format, &all, &["ID", "VM", "FROM", "TO", "STATE", "BEGUN"], |one| {
-                let id = text(&one["id"]);
-                let mut row = vec![short(&id).to_owned()];
-                row.extend(
-                    ["vm", "source", "destination", "state", "created"].map(|field| text(&one[field])),
-                );
-                row
-            });
-            Ok(())
+        MigrationCommand::List { limit, shape } => {
+            shape.print(format, client.list("/v1/migrations", usize::try_from(limit).ok())?, COLUMNS)
         }
         MigrationCommand::Show { id } => {
-            let migration: Value = client.get(&format!("/v1/migrations/{}", find(client, &id)?))?;
+            let path = format!("/v1/migrations/{}", find(client, &id)?);
             match format {
-                Format::Json => output::json(&migration),
-                Format::Text => {
-                    let pretty = serde_json::to_string_pretty(&migration).unwrap_or_default();
-                    pretty.lines().for_each(|line| output::line(&plain(line)));
-                }
+                Format::Text => detail::migration(&client.get(&path)?),
+                // As the coordinator says it, also what a newer one says.
+                _ => output::value(format, &client.get::<Value>(&path)?),
             }
             Ok(())
         }

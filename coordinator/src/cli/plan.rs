@@ -7,8 +7,10 @@ use model::plan::{OnFailure, Plan, State, Step, Wanted};
 use model::route::Order;
 use serde_json::json;
 
-use super::show::{list, text};
-use super::units::{bytes, micros, milliseconds, money, seconds, span};
+use super::near::{Among, suggest};
+use super::pick::pick;
+use super::show::{Column, ListArgs, text};
+use super::units::{bytes, micros, milliseconds, money, seconds, span, when};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::follow::{follow, follow_plan, short};
@@ -116,6 +118,8 @@ pub(super) enum PlanCommand {
         /// At most so many.
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=500))]
         limit: u32,
+        #[command(flatten)]
+        shape: ListArgs,
     },
     /// Shows one.
     Show {
@@ -194,7 +198,14 @@ pub(super) fn drain(client: &Client, args: DrainArgs, format: Format) -> Result<
 }
 
 fn carry_out(client: &Client, wanted: &Wanted, detach: bool, format: Format) -> Result<(), Failure> {
-    let plan: Plan = client.post("/v1/plans", wanted)?;
+    let plan: Plan = client.post("/v1/plans", wanted).map_err(|failure| {
+        let vms = wanted.vms.iter().map(|vm| (Among::Vms, vm.as_str()));
+        let host = [&wanted.from, &wanted.drain].into_iter().flatten();
+        let host = host.map(|host| (Among::Hosts, host.as_str()));
+        let place = wanted.to.iter().map(|to| (Among::Places, to.as_str()));
+        let link = wanted.link.iter().map(|link| (Among::Links, link.as_str()));
+        suggest(client, failure, &vms.chain(host).chain(place).chain(link).collect::<Vec<_>>())
+    })?;
     let one = match &plan.steps[..] {
         [step] if plan.state != State::Blocked => Some(step),
         _ => None,
@@ -234,8 +245,8 @@ fn watch(client: &Client, plan: &Plan, format: Format) -> Result<(), Failure> {
 
 /// The plan for people, with why hosts were not chosen where that matters.
 fn show(plan: &Plan, format: Format) {
-    if format == Format::Json {
-        return output::json(plan);
+    if format != Format::Text {
+        return output::value(format, plan);
     }
     let name = |name: Option<&model::Name>| name.map_or("-", model::Name::as_str).to_owned();
     output::line(&format!("plan {}: {}", short(&plan.id), plan.state.as_str()));
@@ -287,24 +298,16 @@ fn show(plan: &Plan, format: Format) {
 
 /// The one plan whose id begins so.
 fn find(client: &Client, id: &str) -> Result<String, Failure> {
-    let advice = "`novaferry plan list` shows the ids";
-    if id.is_empty() || id.len() > 32 || !id.bytes().all(|c| c.is_ascii_hexdigit()) {
-        return Err(
-            Failure::new("usage", "a plan is named by its digits, or the first of them", advice).usage()
-        );
-    }
-    if id.len() == 32 {
-        return Ok(id.to_owned());
-    }
-    let page = client.list("/v1/plans", Some(500))?;
-    let ids = page.iter().filter_map(|one| one["id"].as_str());
-    let found: Vec<_> = ids.filter(|known| known.starts_with(id)).collect();
-    match found[..] {
-        [one] => Ok(one.to_owned()),
-        [] => Err(Failure::new("not-found", format!("none of the last 500 plans begins with {id}"), advice)),
-        _ => Err(Failure::new("conflict", format!("several plans begin with {id}"), "write more digits")),
-    }
+    pick(client, id, "plan", "/v1/plans")
 }
+
+const COLUMNS: &[Column] = &[
+    Column::new("ID", |one| one["id"].clone()).shown(|id| short(&text(id)).to_owned()),
+    Column::new("VMS", |one| one["steps"].as_array().map_or(0, Vec::len).into()),
+    Column::new("STATE", |one| one["state"].clone()),
+    Column::new("BY", |one| one["by"].clone()),
+    Column::new("MADE", |one| one["created"].clone()).shown(when),
+];
 
 pub(super) fn plan(client: &Client, command: PlanCommand, format: Format) -> Result<(), Failure> {
     let get = |id: &str| -> Result<Plan, Failure> { client.get(&format!("/v1/plans/{}", find(client, id)?)) };
@@ -312,17 +315,9 @@ pub(super) fn plan(client: &Client, command: PlanCommand, format: Format) -> Res
         client.post(&format!("/v1/plans/{}/{wish}", find(client, id)?), &json!({}))
     };
     match command {
-        PlanCommand::List { limit } => {
+        PlanCommand::List { limit, shape } => {
             let all = client.list("/v1/plans", usize::try_from(limit).ok())?;
-            list(format, &all, &["ID", "VMS", "STATE", "BY", "MADE"], |one| {
-                vec![
-                    short(&text(&one["id"])).to_owned(),
-                    one["steps"].as_array().map_or(0, Vec::len).to_string(),
-                    text(&one["state"]),
-                    text(&one["by"]),
-                    text(&one["created"]),
-                ]
-            });
+            shape.print(format, all, COLUMNS)?;
         }
         PlanCommand::Show { id } => show(&get(&id)?, format),
         PlanCommand::Start { id } => show(&wish(&id, "start")?, format),

@@ -72,8 +72,8 @@ pub(super) fn report(client: &Client, command: ReportCommand, format: Format) ->
 
 fn accuracy(client: &Client, format: Format) -> Result<(), Failure> {
     let accuracy: Value = client.get("/v1/reports/accuracy")?;
-    if format == Format::Json {
-        output::json(&accuracy);
+    if format != Format::Text {
+        output::value(format, &accuracy);
         return Ok(());
     }
     let all = accuracy["migrations"].as_array().cloned().unwrap_or_default();

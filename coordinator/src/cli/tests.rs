@@ -9,6 +9,22 @@ fn the_command_line_is_consistent() {
 }
 
 #[test]
+fn no_command_has_an_argument_that_is_taken_for_one_of_all() {
+    let mut command = Cli::command();
+    let all: Vec<_> = command.get_arguments().map(|arg| arg.get_id().clone()).collect();
+    assert!(all.len() >= 5, "{all:?}");
+    command.build();
+    let mut commands: Vec<_> = command.get_subcommands().collect();
+    while let Some(command) = commands.pop() {
+        for id in &all {
+            let mut same = command.get_arguments().filter(|arg| arg.get_id() == id);
+            assert!(same.all(clap::Arg::is_global_set), "{}: {id}", command.get_name());
+        }
+        commands.extend(command.get_subcommands());
+    }
+}
+
+#[test]
 fn help_is_as_reviewed() {
     let mut command = Cli::command().term_width(100);
     command.build();

@@ -4,8 +4,9 @@ use clap::Subcommand;
 use model::access::Role;
 use serde_json::{Value, json};
 
-use super::show::{list, said, text};
-use super::units::seconds;
+use super::near;
+use super::show::{Column, ListArgs, said, text};
+use super::units::{seconds, when};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::Format;
@@ -26,7 +27,7 @@ pub(super) enum TokenCommand {
         expires: Option<u64>,
     },
     /// Lists them, without their secrets.
-    List,
+    List(ListArgs),
     /// Makes one no good.
     Revoke {
         /// Its id.
@@ -44,10 +45,31 @@ pub(super) enum AuditCommand {
         /// At most so many.
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
         limit: u32,
+        #[command(flatten)]
+        shape: ListArgs,
     },
     /// Checks that no entry was changed or left out.
     Check,
 }
+
+const TOKENS: &[Column] = &[
+    Column::new("ID", |token| token["id"].clone()),
+    Column::new("NAME", |token| token["name"].clone()),
+    Column::new("ROLE", |token| token["role"].clone()),
+    Column::new("MADE", |token| token["made"].clone()).shown(when),
+    Column::new("EXPIRES", |token| token["expires"].clone()).shown(when),
+    Column::new("REVOKED", |token| token["revoked"].clone()).shown(when),
+];
+
+const ENTRIES: &[Column] = &[
+    Column::new("NUMBER", |entry| entry["number"].clone()),
+    Column::new("TIME", |entry| entry["at"].clone()),
+    Column::new("WHO", |entry| entry["actor"].clone()),
+    Column::new("WHAT", |entry| entry["action"].clone()),
+    Column::new("SUBJECT", |entry| entry["subject"].clone()),
+    Column::new("OUTCOME", |entry| entry["outcome"].clone()),
+    Column::new("DETAIL", |entry| entry["detail"].clone()),
+];
 
 pub(super) fn token(client: &Client, command: TokenCommand, format: Format) -> Result<(), Failure> {
     match command {
@@ -56,11 +78,8 @@ pub(super) fn token(client: &Client, command: TokenCommand, format: Format) -> R
             let made: Value = client.post("/v1/tokens", &wanted)?;
             said(format, &made, &text(&made["token"]));
         }
-        TokenCommand::List => {
-            let tokens = client.list("/v1/tokens", None)?;
-            list(format, &tokens, &["ID", "NAME", "ROLE", "MADE", "EXPIRES", "REVOKED"], |token| {
-                ["id", "name", "role", "made", "expires", "revoked"].map(|field| text(&token[field])).to_vec()
-            });
+        TokenCommand::List(shape) => {
+            shape.print(format, client.list("/v1/tokens", None)?, TOKENS)?;
         }
         TokenCommand::Revoke { id } => {
             let plain_id = id.bytes().all(|c| c.is_ascii_alphanumeric());
@@ -72,7 +91,9 @@ pub(super) fn token(client: &Client, command: TokenCommand, format: Format) -> R
                 )
                 .usage());
             }
-            client.post::<Value>(&format!("/v1/tokens/{id}/revoke"), &json!({}))?;
+            client
+                .post::<Value>(&format!("/v1/tokens/{id}/revoke"), &json!({}))
+                .map_err(|failure| near::suggest(client, failure, &[(near::Among::Tokens, &id)]))?;
             said(format, &json!({ "revoked": id }), &format!("token {id} is no good any more"));
         }
     }
@@ -81,14 +102,10 @@ pub(super) fn token(client: &Client, command: TokenCommand, format: Format) -> R
 
 pub(super) fn audit(client: &Client, command: AuditCommand, format: Format) -> Result<(), Failure> {
     match command {
-        AuditCommand::List { after, limit } => {
+        AuditCommand::List { after, limit, shape } => {
             let most = usize::try_from(limit).ok();
             let entries = client.list_after("/v1/audit", Some(after.to_string()), most)?;
-            let head = ["NUMBER", "TIME", "WHO", "WHAT", "TO WHAT", "OUTCOME", "DETAIL"];
-            list(format, &entries, &head, |entry| {
-                let fields = ["number", "at", "actor", "action", "subject", "outcome", "detail"];
-                fields.map(|field| text(&entry[field])).to_vec()
-            });
+            shape.print(format, entries, ENTRIES)?;
         }
         AuditCommand::Check => {
             let whole: Value = client.get("/v1/audit/check")?;

@@ -1,5 +1,9 @@
 //! Numbers with their units.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::Value;
+
 /// A number with its unit.
 fn duration(text: &str, units: &[(&str, u64)]) -> Result<u64, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
@@ -11,11 +15,11 @@ fn duration(text: &str, units: &[(&str, u64)]) -> Result<u64, String> {
     value.filter(|value| *value > 0).ok_or_else(|| format!("write a number and a unit, such as {}", names()))
 }
 
-pub(super) fn seconds(text: &str) -> Result<u64, String> {
+pub(crate) fn seconds(text: &str) -> Result<u64, String> {
     duration(text, &[("s", 1), ("m", 60), ("h", 3600), ("d", 86_400)])
 }
 
-pub(super) fn milliseconds(text: &str) -> Result<u64, String> {
+pub(crate) fn milliseconds(text: &str) -> Result<u64, String> {
     duration(text, &[("ms", 1), ("s", 1000)])
 }
 
@@ -41,7 +45,7 @@ pub(super) fn rate(text: &str) -> Result<u64, String> {
 }
 
 /// Money as millionths: digits, and at most six after a point.
-pub(super) fn micros(text: &str) -> Result<u64, String> {
+pub(crate) fn micros(text: &str) -> Result<u64, String> {
     let advice = || "write an amount such as 2 or 1.50".to_owned();
     let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
     let digits = |text: &str| text.bytes().all(|c| c.is_ascii_digit());
@@ -54,7 +58,7 @@ pub(super) fn micros(text: &str) -> Result<u64, String> {
 }
 
 /// An amount for people.
-pub(super) fn money(micros: u64, currency: &str) -> String {
+pub(crate) fn money(micros: u64, currency: &str) -> String {
     if currency.is_empty() && micros == 0 {
         return "no cost".to_owned();
     }
@@ -62,7 +66,7 @@ pub(super) fn money(micros: u64, currency: &str) -> String {
 }
 
 /// Milliseconds for people.
-pub(super) fn span(milliseconds: u64) -> String {
+pub(crate) fn span(milliseconds: u64) -> String {
     let tenths = |of: u64| format!("{}.{}", milliseconds / of, milliseconds % of * 10 / of);
     match milliseconds {
         0..1000 => format!("{milliseconds} ms"),
@@ -73,7 +77,7 @@ pub(super) fn span(milliseconds: u64) -> String {
 }
 
 /// Bytes for people.
-pub(super) fn bytes(bytes: u64) -> String {
+pub(crate) fn bytes(bytes: u64) -> String {
     let (unit, name) = match bytes {
         0..10_000 => return format!("{bytes} B"),
         10_000..10_000_000 => (1_000, "kB"),
@@ -81,4 +85,31 @@ pub(super) fn bytes(bytes: u64) -> String {
         _ => (1_000_000_000, "GB"),
     };
     format!("{}.{} {name}", bytes / unit, bytes % unit * 10 / unit)
+}
+
+/// Bytes a second, for people.
+pub(crate) fn speed(bytes: u64) -> String {
+    format!("{}.{} MB/s", bytes / 1_000_000, bytes % 1_000_000 / 100_000)
+}
+
+/// A time for people, as seen from now: `3 min ago`, `in 2 h`. What is no time stays what it is.
+pub(crate) fn when(time: &Value) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    from(time, i64::try_from(now.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// The same, as seen from that second.
+pub(super) fn from(time: &Value, now: i64) -> String {
+    let Some(then) = time.as_str().and_then(|text| text.parse::<model::Timestamp>().ok()) else {
+        return super::show::text(time);
+    };
+    let away = now.saturating_sub(then.as_second());
+    let (count, unit) = match away.unsigned_abs() {
+        0 => return "now".to_owned(),
+        seconds @ 1..120 => (seconds, "s"),
+        seconds @ 120..7_200 => (seconds / 60, "min"),
+        seconds @ 7_200..172_800 => (seconds / 3_600, "h"),
+        seconds => (seconds / 86_400, "days"),
+    };
+    if away > 0 { format!("{count} {unit} ago") } else { format!("in {count} {unit}") }
 }

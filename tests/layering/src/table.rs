@@ -183,7 +183,7 @@ pub const HEAVY: &[Heavy] = &[
     },
     Heavy { package: "sqlx", owners: &[owner("store")] },
     Heavy { package: "axum", owners: &[owner("service")] },
-    Heavy { package: "tar", owners: &[owner("service")] },
+    Heavy { package: "tar", owners: &[owner("coordinator"), owner("service")] },
     Heavy { package: "governor", owners: &[owner("service")] },
     Heavy { package: "jsonwebtoken", owners: &[owner("service")] },
     Heavy { package: "jsonschema", owners: &[in_tests("service", "checks answers against the description")] },
@@ -238,6 +238,8 @@ pub const HEAVY: &[Heavy] = &[
         ],
     },
     Heavy { package: "clap", owners: &[owner("agent"), owner("coordinator")] },
+    Heavy { package: "serde-saphyr", owners: &[owner("coordinator")] },
+    Heavy { package: "toml_edit", owners: &[owner("coordinator")] },
     Heavy { package: "hyper", owners: &[owner("agent")] },
     Heavy {
         package: "ureq",

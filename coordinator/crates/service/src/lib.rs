@@ -17,6 +17,7 @@ mod listen;
 mod metrics;
 mod moves;
 mod novacron;
+mod pinned;
 mod plans;
 mod seal;
 
@@ -37,6 +38,7 @@ use control_api::v1::coordinator_server::CoordinatorServer;
 pub use error::ServiceError;
 use fleet::Fleet;
 use listen::Clients;
+pub use pinned::{PinError, authority_at};
 use store::{Database, FolderLock};
 
 /// What the coordinator is told at its start.
@@ -116,6 +118,12 @@ impl Service {
     /// None in practice.
     pub fn api(&self) -> std::io::Result<SocketAddr> {
         self.api.local_addr()
+    }
+
+    /// SHA-256 of its CA's certificate (DER), hexadecimal: by it `novaferry login` knows it.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        data_encoding::HEXLOWER.encode(&control_api::fingerprint(self.fleet.authority.certificate()))
     }
 
     /// Where Prometheus asks, if anywhere.

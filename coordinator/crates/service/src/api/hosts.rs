@@ -53,9 +53,10 @@ pub(super) struct ListedVm {
 /// A host as the API shows it.
 pub(crate) fn shown(
     host: Host,
+    fleet: &Fleet,
     connections: &BTreeMap<Name, (Timestamp, Timestamp)>,
 ) -> impl Serialize + use<> {
-    Listed::of(host, connections)
+    Listed::of(host, fleet, connections)
 }
 
 /// A VM as the API shows it.

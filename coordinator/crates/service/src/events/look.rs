@@ -53,6 +53,7 @@ impl Seen {
         // That a host was heard of again is no news, and its VMs are told of by themselves.
         if let (Kind::Host, Value::Object(fields)) = (kind, &mut value) {
             fields.remove("seen");
+            fields.remove("clock_ahead_ms");
             fields
                 .get_mut("observed")
                 .and_then(Value::as_object_mut)
@@ -91,7 +92,7 @@ pub(super) async fn look(fleet: &Fleet) -> Result<Seen, ServiceError> {
         for vm in host.observed.iter().flat_map(|observed| &observed.vms) {
             seen.add(Kind::Vm, format!("{}/{}", host.name, vm.id), &shown_vm(&host.name, vm))?;
         }
-        seen.add(Kind::Host, host.name.to_string(), &shown_host(host, &connections))?;
+        seen.add(Kind::Host, host.name.to_string(), &shown_host(host, fleet, &connections))?;
     }
     let newest = Page { before: None, most: NEWEST };
     let mut migrations = fleet.store.migrations(&newest).await?;
