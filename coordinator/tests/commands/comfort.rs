@@ -295,6 +295,8 @@ fn doubt_has_an_exit_code_of_its_own() {
     assert!(output.contains("novaferry migration resolve"), "{output}");
     // A plan of one VM ends as its migration does.
     source.moved(Progress { over: true, ..at(&id, "source", "rolled-back") });
+    // Whoever looks before that has arrived sees the doubt once more.
+    coordinator.until(&["migration", "show", &id], |shown| shown["state"] == "undone");
     assert_eq!(coordinator.watch(&id).wait().unwrap().code(), Some(1));
 }
 
