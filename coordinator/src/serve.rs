@@ -161,7 +161,7 @@ async fn serve(args: ServeArgs, access: Access) -> Result<(), ServiceError> {
     };
     let address = |found: std::io::Result<SocketAddr>| found.map(|a| a.to_string()).unwrap_or_default();
     tracing::info!(agents = address(service.agents()), api = address(service.api()), "ready");
-    if let Ok(Some(address)) = service.metrics() {
+    if let Some(address) = service.metrics() {
         tracing::info!(%address, "metrics");
     }
     notify(NotifyState::Ready);

@@ -74,8 +74,9 @@ impl Service {
         let Settings { state, database, agents, api, metrics, mut names, access } = settings;
         let database = database.map_or_else(|| Database::Folder(state.clone()), Database::Postgres);
         names.extend(["localhost", "127.0.0.1", "::1"].map(ToOwned::to_owned));
+        // Before there is a lead to have: that this one stands by is to be seen, too.
         let metrics = match metrics {
-            Some(address) => Some(metrics::Endpoint::bind(address).await?),
+            Some(address) => Some(metrics::Endpoint::start(address).await?),
             None => None,
         };
         let fleet = Fleet::open(&state, &database, names).await?;
@@ -105,11 +106,9 @@ impl Service {
     }
 
     /// Where Prometheus asks, if anywhere.
-    ///
-    /// # Errors
-    /// None in practice.
-    pub fn metrics(&self) -> std::io::Result<Option<SocketAddr>> {
-        self.metrics.as_ref().map(metrics::Endpoint::address).transpose()
+    #[must_use]
+    pub fn metrics(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().map(metrics::Endpoint::address)
     }
 
     /// Serves until it is to stop. Lines are closed then; agents dial again.
@@ -118,6 +117,9 @@ impl Service {
     /// When TLS cannot be set up; [`ServiceError::Replaced`] when another coordinator may lead.
     pub async fn run(self, stop: CancellationToken) -> Result<(), ServiceError> {
         let Self { fleet, gate, agents, api, metrics } = self;
+        if let Some(metrics) = &metrics {
+            metrics.lead(&fleet);
+        }
         let (lost, stop) = (fleet.store.lost(), stop.child_token());
         let replaced = tokio::spawn({
             let (lost, stop) = (lost.clone(), stop.clone());
@@ -136,15 +138,13 @@ impl Service {
         let router = api::router(Arc::clone(&fleet), gate);
         let tls = listen::tls(&fleet.authority, Clients::People)?;
         let api = listen::serve(api, tls, router, stop.clone());
-        let scrapes = async {
-            if let Some(endpoint) = metrics {
-                endpoint.serve(Arc::clone(&fleet), stop.clone()).await;
-            }
-        };
         let plans = plans::run::run(Arc::clone(&fleet), stop.clone());
         let probing = links::run(&fleet, stop.clone());
-        tokio::join!(agents, api, scrapes, plans, probing);
+        tokio::join!(agents, api, plans, probing);
         replaced.abort();
+        if let Some(metrics) = metrics {
+            metrics.end().await;
+        }
         if lost.is_cancelled() {
             return Err(ServiceError::Replaced);
         }
