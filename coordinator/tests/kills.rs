@@ -191,7 +191,7 @@ fn invite(api: &Api, moves: usize) -> Vec<(String, String, Vec<String>)> {
     (0..HOSTS).map(one).collect()
 }
 
-/// Runs the migrations while `kill` takes coordinators away; `kill` gives back how long it took.
+/// Runs the migrations, for about as long as `span`, while `kill` takes coordinators away.
 fn endure(trial: &mut Trial, api: Api, agents: &[String], mut kill: impl FnMut(&mut Random), span: Duration) {
     let pace = Pace {
         look: Duration::from_millis(100),
@@ -213,14 +213,16 @@ fn endure(trial: &mut Trial, api: Api, agents: &[String], mut kill: impl FnMut(&
             let (api, asked, random) =
                 (Arc::clone(&api), Arc::clone(&asked), Random::new(trial.random.number()));
             let moves: Vec<usize> = (client_number..trial.moves).step_by(CLIENTS).collect();
-            std::thread::spawn(move || client(&api, &moves, random, span / 2, &asked))
+            std::thread::spawn(move || client(&api, &moves, random, span / 5, &asked))
         })
         .collect();
     let began = Instant::now();
+    let mut open = Vec::with_capacity(trial.kills);
     for _ in 0..trial.kills {
         kill(&mut trial.random);
+        open.push(fleet.truth().moves.values().filter(|moved| !moved.over).count());
     }
-    println!("{} kills in {:?}", trial.kills, began.elapsed());
+    println!("{} kills in {:?}, migrations open at each: {open:?}", trial.kills, began.elapsed());
     for client in clients {
         client.join().unwrap();
     }
@@ -241,7 +243,7 @@ fn nothing_is_lost_or_doubled_when_it_is_killed() {
     coordinator.ready();
     let api = Api::new(folder.path(), &[coordinator.api()]);
     let agents = [coordinator.agents()];
-    let span = Duration::from_millis(800) * u32::try_from(trial.kills).unwrap();
+    let span = Duration::from_millis(700) * u32::try_from(trial.kills).unwrap();
     let kill = |random: &mut Random| {
         // Also before it is ready.
         let most = if random.percent(25) { 300 } else { 1500 };
@@ -269,7 +271,7 @@ fn nothing_is_lost_or_doubled_when_the_leader_is_killed() {
     pair[1].waits_or_leads();
     let api = Api::new(folders[0].path(), &pair.each_ref().map(Coordinator::api));
     let agents = pair.each_ref().map(Coordinator::agents);
-    let span = Duration::from_millis(2000) * u32::try_from(trial.kills).unwrap();
+    let span = Duration::from_millis(1400) * u32::try_from(trial.kills).unwrap();
     let kill = |random: &mut Random| {
         // Whoever leads; now and then the one that stands by, which changes nothing.
         let most = if random.percent(25) { 500 } else { 3000 };

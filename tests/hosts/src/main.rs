@@ -104,7 +104,7 @@ impl Process {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.0)).expect("the coordinator runs");
         let line = text.lines().find_map(|line| line.strip_prefix(field)).expect("the field is there");
         let kibibytes: f64 =
-            line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number");
+            line.split_whitespace().next().and_then(|word| word.parse().ok()).expect("a number");
         kibibytes / 1024.0
     }
 

@@ -140,7 +140,8 @@ impl Service {
         let api = listen::serve(api, tls, router, stop.clone());
         let plans = plans::run::run(Arc::clone(&fleet), stop.clone());
         let probing = links::run(&fleet, stop.clone());
-        tokio::join!(agents, api, plans, probing);
+        let seen = fleet.note_seen(stop.clone());
+        tokio::join!(agents, api, plans, probing, seen);
         replaced.abort();
         if let Some(metrics) = metrics {
             metrics.end().await;
