@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use tempfile::TempDir;
 
 use crate::cases::{Bench, Case};
-use crate::live::{Live, LiveCase};
+use crate::live::{Live, LiveCase, Predict};
 use crate::machine::Machine;
 use crate::report::{Output, Report};
 use crate::{calibrate, cases, live, size};
@@ -36,7 +36,8 @@ Examples:
   novaferry-bench run incompressible --size 2GiB --repeat 5
   novaferry-bench run all --output json > results.jsonl
   novaferry-bench live same-host --pairs 30
-  novaferry-bench live wan --output json -- --compress 3";
+  novaferry-bench live wan --output json -- --compress 3
+  novaferry-bench predict --moves 30 --seed 7";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -46,6 +47,8 @@ enum Command {
     Run(RunArgs),
     /// Moves running guests with novaferry and with QEMU alone, in turns; verifies them, prints times, bytes, goals.
     Live(LiveArgs),
+    /// Moves guests of all kinds over links that the agents have not seen, and compares with what they expected.
+    Predict(PredictArgs),
 }
 
 #[derive(Debug, Args)]
@@ -119,6 +122,28 @@ struct LiveArgs {
     output: Output,
 }
 
+#[derive(Debug, Args)]
+struct PredictArgs {
+    /// Moves, each of another guest over another link.
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    moves: u32,
+    /// Chooses guests and links.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// The agent's binary; novaferry-vmd is beside it [default: novaferry-agent beside this program].
+    #[arg(long, value_name = "PATH")]
+    agent: Option<PathBuf>,
+    /// Keep disks and logs, and say where they are.
+    #[arg(long)]
+    keep: bool,
+    /// Where the guests' folders are made [default: the folder for temporary files].
+    #[arg(long, value_name = "DIR")]
+    folder: Option<PathBuf>,
+    /// What to print.
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
 /// Reads the command line and does what it says.
 pub(crate) fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -133,6 +158,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Calibrate(common) => calibrate(common),
         Command::Run(args) => run_cases(args),
         Command::Live(args) => run_live(args),
+        Command::Predict(args) => run_predict(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -179,6 +205,18 @@ fn run_live(args: LiveArgs) -> Result<()> {
     let live =
         Live { case, repeat, pairs, memory, seed, agent: &agent, more: &more, folder: folder.path(), keep };
     let result = live::run(&live, Report(output));
+    if keep {
+        eprintln!("novaferry-bench: disks and logs are in {}", folder.path().display());
+    }
+    result
+}
+
+fn run_predict(args: PredictArgs) -> Result<()> {
+    let PredictArgs { moves, seed, agent, keep, folder, output } = args;
+    let agent = agent_or_default(agent)?;
+    let folder = new_folder(folder, keep)?;
+    let predict = Predict { moves, seed, agent: &agent, folder: folder.path(), keep };
+    let result = live::predict(&predict, Report(output));
     if keep {
         eprintln!("novaferry-bench: disks and logs are in {}", folder.path().display());
     }

@@ -15,6 +15,7 @@ mod ferry;
 mod interrupted;
 mod native;
 mod outcome;
+mod predict;
 mod relay;
 mod stage;
 mod steps;
@@ -32,6 +33,7 @@ use crate::report::Report;
 pub(crate) use case::LiveCase;
 use outcome::{Moved, Mover};
 pub(crate) use outcome::{Record, Summary};
+pub(crate) use predict::{Forecasts, Fulfilled, Predict, predict};
 use stage::{Stage, make_folder};
 
 /// Threads of the relays and of the drivers of QEMU: as many as two hosts have for it here.
@@ -128,7 +130,7 @@ fn one_pair(
         make_folder(&folder)?;
         let moved = match mover {
             Mover::Novaferry => {
-                ferry::run(stage, movers, &folder).context("move the guest with novaferry")?
+                ferry::run(stage, movers, &folder).context("move the guest with novaferry")?.0
             }
             Mover::Qemu => native::run(stage, &folder).context("move the guest with QEMU alone")?,
         };

@@ -165,6 +165,22 @@ impl Report {
         }
     }
 
+    /// What was expected of a move, and what it took.
+    pub(crate) fn fulfilled(self, fulfilled: &live::Fulfilled) -> Result<()> {
+        match self.0 {
+            Output::Json => self.json(fulfilled),
+            Output::Text => self.line(&fulfilled.text()),
+        }
+    }
+
+    /// All forecasts together.
+    pub(crate) fn forecasts(self, forecasts: &live::Forecasts) -> Result<()> {
+        match self.0 {
+            Output::Json => self.json(forecasts),
+            Output::Text => self.line(&forecasts.text()),
+        }
+    }
+
     /// A measured copy.
     pub(crate) fn record(self, record: &Record) -> Result<()> {
         match self.0 {

@@ -144,7 +144,7 @@ fn a_move_goes_over_to_a_better_link_and_links_are_measured() {
     coordinator.until(&["link", "list"], measured);
 
     let begun = coordinator.ask(&["migrate", VM, "--to", "host-b", "--limit", "4000000", "--detach"]);
-    let id = begun[0]["id"].as_str().unwrap().to_owned();
+    let id = begun[0]["steps"][0]["migration"].as_str().unwrap().to_owned();
     source.await_state(&["mirroring", "pre-copy"]);
     let address = |record: &Value| record["record"]["role"]["source"]["address"].as_str().unwrap().to_owned();
     assert_eq!(format!("novaferry://{}", address(&source.shown().unwrap())), relay.url());

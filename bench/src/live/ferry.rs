@@ -97,8 +97,8 @@ impl Drop for Host {
     }
 }
 
-/// Moves a guest, in the new folder `folder`.
-pub(super) fn run(stage: &Stage<'_>, movers: &Movers<'_>, folder: &Path) -> Result<Moved> {
+/// Moves a guest, in the new folder `folder`: what was seen of it, and what the agent says.
+pub(super) fn run(stage: &Stage<'_>, movers: &Movers<'_>, folder: &Path) -> Result<(Moved, Report)> {
     let Movers { agents, more } = movers;
     let start = |name: &str, identity: &str, side: Side| {
         Host::start(agents, &folder.join(name), identity, &stage.boot, stage.place(side))
@@ -149,7 +149,7 @@ pub(super) fn run(stage: &Stage<'_>, movers: &Movers<'_>, folder: &Path) -> Resu
         heartbeats: shown.in_file,
         steps,
     };
-    Ok(moved)
+    Ok((moved, report))
 }
 
 /// Runs `migrate` to its end, and reads what it came to.

@@ -56,6 +56,16 @@ impl<'a> VmHost<'a> {
         Self { harness, host, folder, agent: RefCell::default(), vmd: RefCell::default() }
     }
 
+    /// The same, of a coordinator's fleet.
+    pub(crate) fn joining(
+        harness: &'a Harness,
+        name: &str,
+        linux: Option<&Linux>,
+        coordinator: &str,
+    ) -> Self {
+        Self::with(harness, name, linux, &format!("[coordinator]\naddress = \"{coordinator}\"\n"))
+    }
+
     /// The same, of a coordinator's fleet, reached also by a relay on the network `relay`.
     pub(crate) fn joining_behind(
         harness: &'a Harness,
