@@ -66,7 +66,8 @@ impl Api {
         }
     }
 
-    fn once(&self, path: &str, posted: Option<(&str, &Value)>) -> Result<Answer, String> {
+    /// Status, whether it was given before, and content.
+    fn fetch(&self, path: &str, posted: Option<(&str, &Value)>) -> Result<(u16, bool, String), String> {
         let turn = self.turn.load(Ordering::Relaxed);
         let url = format!("{}{path}", self.urls[turn % self.urls.len()]);
         let bearer = format!("Bearer {}", self.token);
@@ -81,13 +82,17 @@ impl Api {
             let text = answer.body_mut().with_config().limit(MOST_ANSWER).read_to_string()?;
             Ok((answer.status().as_u16(), answer.headers().contains_key("idempotency-replayed"), text))
         });
-        let (status, replayed, text) = read.map_err(|error| {
+        read.map_err(|error| {
             // Another one may lead.
             self.turn.store(turn.wrapping_add(1), Ordering::Relaxed);
             format!("{url}: {error}")
-        })?;
+        })
+    }
+
+    fn once(&self, path: &str, posted: Option<(&str, &Value)>) -> Result<Answer, String> {
+        let (status, replayed, text) = self.fetch(path, posted)?;
         let body = if text.is_empty() { Ok(Value::Null) } else { serde_json::from_str(&text) };
-        let body = body.map_err(|error| format!("{url}: {error} in {text:?}"))?;
+        let body = body.map_err(|error| format!("{path}: {error} in {text:?}"))?;
         Ok(Answer { status, body, replayed })
     }
 
@@ -121,17 +126,13 @@ impl Api {
         answer.body
     }
 
-    /// Asks once; gives how long the answer took.
+    /// Asks once, for the whole answer.
     ///
     /// # Panics
     /// When it is not answered with 200.
-    #[must_use]
-    pub fn timed(&self, path: &str) -> Duration {
-        let began = Instant::now();
-        let answer = self.once(path, None);
-        let took = began.elapsed();
-        assert!(answer.as_ref().is_ok_and(|answer| answer.status == 200), "{path}: {answer:?}");
-        took
+    pub fn read(&self, path: &str) {
+        let answer = self.fetch(path, None);
+        assert!(answer.as_ref().is_ok_and(|(status, ..)| *status == 200), "{path}: {answer:?}");
     }
 
     /// All items of a list, page by page.
