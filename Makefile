@@ -3,14 +3,15 @@
 .NOTPARALLEL:
 SHELL := /bin/bash
 
-# make soak SEEDS=… ROUNDS=…; make fuzz FUZZ_SECONDS=… TARGETS=…; make bench CASE=…
+# make soak SEEDS=… ROUNDS=…; make fuzz FUZZ_SECONDS=… TARGETS=…; make bench CASE=…; make load LOAD=…
 SEEDS ?= 100000
 ROUNDS ?= 300
 FUZZ_SECONDS ?= 60
 TARGETS ?=
 CASE ?=
+LOAD ?=
 
-.PHONY: help demo test soak bench lint fmt fuzz coverage deny deb clean
+.PHONY: help demo test soak bench load lint fmt fuzz coverage deny deb clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -30,6 +31,10 @@ bench: ## This machine's constants, and one case against them (CASE=name)
 	cargo build --locked --release -p novaferry-agent -p novaferry-bench
 	cargo run --locked --release -p novaferry-bench -- calibrate
 	$(if $(CASE),cargo run --locked --release -p novaferry-bench -- run $(CASE))
+
+load: ## What 1,000 simulated hosts with 10,000 VMs cost a coordinator (LOAD="--seconds 60")
+	cargo build --locked --release -p novaferry-coordinator -p novaferry-hosts
+	cargo run --locked --release -p novaferry-hosts -- $(LOAD)
 
 lint: ## Format and lints, without running a test
 	cargo fmt --all --check

@@ -19,3 +19,6 @@ cargo build --locked --workspace --bins
 cargo nextest run --locked --profile soak --workspace -E 'kind(lib) + kind(bin)'
 cargo nextest run --locked --profile soak -p novaferry-session -p novaferry-simulation -p novaferry-agent \
     -E 'not package(novaferry-agent) or binary(e2e)'
+# Coordinators that are killed while migrations run, on SQLite and on PostgreSQL.
+NOVAFERRY_KILLS=${NOVAFERRY_KILLS:-50} NOVAFERRY_MOVES=${NOVAFERRY_MOVES:-100} \
+    cargo nextest run --locked --profile soak -p novaferry-coordinator -E 'binary(kills)'

@@ -167,7 +167,7 @@ async fn serve(args: ServeArgs, ca_key: KeySource, access: Access) -> Result<(),
     let address = |found: std::io::Result<SocketAddr>| found.map(|a| a.to_string()).unwrap_or_default();
     tracing::info!(agents = address(service.agents()), api = address(service.api()), "ready");
     tracing::info!(fingerprint = service.fingerprint(), "the CA, for `novaferry login`");
-    if let Ok(Some(address)) = service.metrics() {
+    if let Some(address) = service.metrics() {
         tracing::info!(%address, "metrics");
     }
     notify(NotifyState::Ready);

@@ -38,8 +38,6 @@ pub struct Along {
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Against {
     ItIsThere,
-    NotAsked(Name),
-    OtherSite(Name),
     Revoked,
     Away,
     Cordoned,
@@ -59,8 +57,6 @@ impl fmt::Display for Against {
         let mib = |bytes: &u64| bytes.div_ceil(1 << 20);
         match self {
             Self::ItIsThere => f.write_str("the VM is there already"),
-            Self::NotAsked(host) => write!(f, "host {host} was asked for"),
-            Self::OtherSite(site) => write!(f, "it is at site {site}"),
             Self::Revoked => f.write_str("it was revoked"),
             Self::Away => f.write_str("its agent has no line to the coordinator"),
             Self::Cordoned => f.write_str("it is cordoned: it takes no VMs"),
@@ -88,12 +84,23 @@ impl fmt::Display for Against {
     }
 }
 
+impl Target {
+    /// Whether this host is asked for. A fleet has a thousand others, of which nobody needs to hear.
+    fn means(&self, host: &Host) -> bool {
+        match self {
+            Self::Anywhere => true,
+            Self::Host(name) => host.name == *name,
+            Self::Site(site) => host.site == *site,
+        }
+    }
+}
+
 /// Where a VM goes.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Placed {
     /// The host, with the ways to it, best first; none when no host can take it.
     pub chosen: Option<(Name, Vec<Way>)>,
-    /// The other hosts, each with what speaks against it; those that were merely not the best say so.
+    /// The other hosts that were asked for, each with what speaks against it; those that were merely not the best say so.
     pub rejected: Vec<Rejected>,
 }
 
@@ -103,7 +110,7 @@ pub struct Placed {
 pub fn place(fleet: &Fleet, source: &Place, vm: &Vm, target: &Target, along: &Along) -> Placed {
     let mut good = Vec::new();
     let mut rejected = Vec::new();
-    for place in &fleet.places {
+    for place in fleet.places.iter().filter(|place| target.means(&place.host)) {
         let name = &place.host.name;
         let ways = ways(fleet, source, place, along);
         let against = against(source, place, vm, target, along, &ways);
@@ -156,11 +163,6 @@ fn against(
 ) -> Vec<Against> {
     let host = &place.host;
     let mut found = Vec::new();
-    match target {
-        Target::Host(name) if host.name != *name => return vec![Against::NotAsked(name.clone())],
-        Target::Site(site) if host.site != *site => return vec![Against::OtherSite(host.site.clone())],
-        _ => {}
-    }
     if host.name == source.host.name {
         return vec![Against::ItIsThere];
     }

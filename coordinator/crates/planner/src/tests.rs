@@ -105,7 +105,6 @@ fn every_host_that_is_not_chosen_has_a_reason() {
         (change(&|place| place.cordoned = true), "cordoned"),
         (change(&|place| place.host.revoked = Some(Timestamp::UNIX_EPOCH)), "was revoked"),
         (change(&|place| place.host.observed = None), "has not said"),
-        (change(&|place| place.host.site = name("paris")), "at site paris"),
         (
             change(&|place| observed(place).memory_available_bytes = 4 * GIB - 1),
             "memory: 4096 MiB are needed",
@@ -130,6 +129,19 @@ fn every_host_that_is_not_chosen_has_a_reason() {
         let here = &placed.rejected.iter().find(|one| one.host == name("here")).unwrap().why;
         assert!(here[0].contains("there already"), "{here:?}");
     }
+}
+
+#[test]
+fn hosts_that_nobody_asked_for_are_not_told_of() {
+    let places = vec![host("here", "munich"), host("other", "munich"), host("far", "paris")];
+    let fleet = fleet(places, Vec::new());
+    let told = |target: Target| -> Vec<String> {
+        let placed = placed(&fleet, &vm("web-1"), &target);
+        placed.rejected.iter().map(|one| one.host.to_string()).collect()
+    };
+    assert_eq!(told(Target::Site(name("munich"))), ["here"]);
+    assert_eq!(told(Target::Host(name("other"))), [""; 0]);
+    assert_eq!(told(Target::Host(name("here"))), ["here"]);
 }
 
 #[test]

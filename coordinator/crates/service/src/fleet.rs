@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use model::audit::Deed;
 use model::migration::{Migration, Progress};
@@ -16,6 +17,13 @@ use crate::ca_key::KeySource;
 use crate::error::ServiceError;
 use crate::events::Hub;
 use crate::links::Probes;
+
+/// How soon it is noted when a host was heard of last whose line is closed.
+const GONE_NOTED: Duration = Duration::from_secs(1);
+/// How often it is noted of all.
+const ALL_NOTED: Duration = Duration::from_secs(60);
+/// Hosts in one transaction: others wait for it.
+const NOTED_AT_ONCE: usize = 200;
 
 /// The fleet.
 #[derive(Debug)]
@@ -31,6 +39,8 @@ pub(crate) struct Fleet {
     /// What changes.
     pub(crate) events: Hub,
     lines: Mutex<BTreeMap<Name, Connected>>,
+    /// When hosts were heard of last whose lines are closed, and that is not noted yet.
+    gone: Mutex<BTreeMap<Name, Timestamp>>,
     /// Something else is wanted of some host.
     wanted: watch::Sender<u64>,
     /// Somebody was revoked.
@@ -66,8 +76,8 @@ impl Fleet {
         let authority = Authority::open(folder, source, &store, names).await?;
         let (wanted, revoked) = (watch::Sender::new(0), watch::Sender::new(0));
         let (probes, events, lines) = (Probes::default(), Hub::default(), Mutex::default());
-        let (state, backups) = (folder.to_owned(), Arc::default());
-        Ok(Arc::new(Self { store, authority, state, backups, probes, events, lines, wanted, revoked }))
+        let (state, backups, gone) = (folder.to_owned(), Arc::default(), Mutex::default());
+        Ok(Arc::new(Self { store, authority, state, backups, probes, events, lines, gone, wanted, revoked }))
     }
 
     fn lines(&self) -> MutexGuard<'_, BTreeMap<Name, Connected>> {
@@ -93,13 +103,44 @@ impl Fleet {
         }
     }
 
-    /// A line is closed; gives when its host was heard of last, unless a newer line has taken its place.
-    pub(crate) fn disconnected(&self, host: &Name, end: &CancellationToken) -> Option<Timestamp> {
+    /// A line is closed; false when a newer line has taken its place.
+    pub(crate) fn disconnected(&self, host: &Name, end: &CancellationToken) -> bool {
         if end.is_cancelled() {
-            return None;
+            return false;
+        }
+        if let Some(line) = self.lines().remove(host) {
+            self.gone().insert(host.clone(), line.seen);
         }
         self.events.note();
-        self.lines().remove(host).map(|line| line.seen)
+        true
+    }
+
+    fn gone(&self) -> MutexGuard<'_, BTreeMap<Name, Timestamp>> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes when hosts were heard of last, until it is to stop: those that are gone at once, and all now and then, so
+    /// that a coordinator that is killed knows it within a minute. Together, because a site may lose all its lines at once.
+    pub(crate) async fn note_seen(&self, stop: CancellationToken) {
+        let mut all = Instant::now();
+        while !stop.is_cancelled() {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(GONE_NOTED) => {}
+            }
+            if stop.is_cancelled() || all.elapsed() >= ALL_NOTED {
+                all = Instant::now();
+                let seen: Vec<_> =
+                    self.lines().iter().map(|(name, line)| (name.clone(), line.seen)).collect();
+                self.gone().extend(seen);
+            }
+            let gone: Vec<_> = std::mem::take(&mut *self.gone()).into_iter().collect();
+            for some in gone.chunks(NOTED_AT_ONCE) {
+                if let Err(error) = self.store.saw(some).await {
+                    tracing::warn!(%error, "cannot note when hosts were heard of last");
+                }
+            }
+        }
     }
 
     /// Since when hosts are connected, and when they were heard of last.
@@ -114,6 +155,11 @@ impl Fleet {
 
     pub(crate) fn wanted(&self) -> watch::Receiver<u64> {
         self.wanted.subscribe()
+    }
+
+    /// How often something else was wanted of some host.
+    pub(crate) fn change(&self) -> u64 {
+        *self.wanted.borrow()
     }
 
     pub(crate) fn revoked(&self) -> watch::Receiver<u64> {

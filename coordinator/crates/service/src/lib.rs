@@ -85,8 +85,9 @@ impl Service {
         let database = database.map_or_else(|| Database::Folder(state.clone()), Database::Postgres);
         names.extend(["localhost", "127.0.0.1", "::1"].map(ToOwned::to_owned));
         backup::refuse_half_restored(&state)?;
+        // Before there is a lead to have: that this one stands by is to be seen, too.
         let metrics = match metrics {
-            Some(address) => Some(metrics::Endpoint::bind(address).await?),
+            Some(address) => Some(metrics::Endpoint::start(address).await?),
             None => None,
         };
         // A SQLite database in it is locked when it is opened.
@@ -127,11 +128,9 @@ impl Service {
     }
 
     /// Where Prometheus asks, if anywhere.
-    ///
-    /// # Errors
-    /// None in practice.
-    pub fn metrics(&self) -> std::io::Result<Option<SocketAddr>> {
-        self.metrics.as_ref().map(metrics::Endpoint::address).transpose()
+    #[must_use]
+    pub fn metrics(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().map(metrics::Endpoint::address)
     }
 
     /// Serves until it is to stop. Lines are closed then; agents dial again.
@@ -140,6 +139,9 @@ impl Service {
     /// When TLS cannot be set up; [`ServiceError::Replaced`] when another coordinator may lead.
     pub async fn run(self, stop: CancellationToken) -> Result<(), ServiceError> {
         let Self { fleet, gate, agents, api, metrics, _lock } = self;
+        if let Some(metrics) = &metrics {
+            metrics.lead(&fleet);
+        }
         let (lost, stop) = (fleet.store.lost(), stop.child_token());
         let replaced = tokio::spawn({
             let (lost, stop) = (lost.clone(), stop.clone());
@@ -158,15 +160,14 @@ impl Service {
         let router = api::router(Arc::clone(&fleet), gate);
         let tls = listen::tls(&fleet.authority, Clients::People)?;
         let api = listen::serve(api, tls, router, stop.clone());
-        let scrapes = async {
-            if let Some(endpoint) = metrics {
-                endpoint.serve(Arc::clone(&fleet), stop.clone()).await;
-            }
-        };
         let plans = plans::run::run(Arc::clone(&fleet), stop.clone());
         let (probing, telling) = (links::run(&fleet, stop.clone()), events::run(&fleet, stop.clone()));
-        tokio::join!(agents, api, scrapes, plans, probing, telling);
+        let seen = fleet.note_seen(stop.clone());
+        tokio::join!(agents, api, plans, probing, telling, seen);
         replaced.abort();
+        if let Some(metrics) = metrics {
+            metrics.end().await;
+        }
         if lost.is_cancelled() {
             return Err(ServiceError::Replaced);
         }

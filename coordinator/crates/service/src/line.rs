@@ -1,5 +1,6 @@
 //! The agents' service: hosts join, and keep a line open over which they learn what is wanted and say what they see.
 
+mod wants;
 mod words;
 
 use std::pin::Pin;
@@ -26,8 +27,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::error::ServiceError;
 use crate::fleet::{Fleet, now};
-use crate::links;
 use crate::listen::Peer;
+use wants::Wants;
 
 /// How often an agent is to say something.
 const BEAT: Duration = Duration::from_secs(5);
@@ -44,12 +45,13 @@ const SKEW_MS: u64 = 60_000;
 #[derive(Clone, Debug)]
 pub(crate) struct Lines {
     fleet: Arc<Fleet>,
+    wants: Arc<Wants>,
     stop: CancellationToken,
 }
 
 impl Lines {
     pub(crate) fn new(fleet: Arc<Fleet>, stop: CancellationToken) -> Self {
-        Self { fleet, stop }
+        Self { fleet, wants: Arc::default(), stop }
     }
 
     /// The host that dialled, if it is of the fleet.
@@ -207,11 +209,8 @@ impl Lines {
         let end = self.fleet.connected(host, hello.now_ms);
         tracing::info!(%host, version = words::short(&hello.version), "a host is connected");
         let served = self.line(host, protocol, hello, inbound, told, &end).await;
-        if let Some(seen) = self.fleet.disconnected(host, &end) {
+        if self.fleet.disconnected(host, &end) {
             tracing::info!(%host, "a host is not connected any more");
-            if let Err(error) = self.fleet.store.saw(&[(host.clone(), seen)]).await {
-                tracing::warn!(%host, %error, "cannot note when a host was heard of last");
-            }
         }
         served
     }
@@ -285,6 +284,7 @@ impl Lines {
                 "a host has seen more than this database knows: it was restored from a backup"
             );
             store.pass_generation(hello.intent_generation).await.map_err(|error| status(&error))?;
+            self.wants.forget().await;
         }
         let beat_ms = u32::try_from(BEAT.as_millis()).unwrap_or(u32::MAX);
         let version = env!("CARGO_PKG_VERSION").to_owned();
@@ -295,17 +295,8 @@ impl Lines {
 
     /// Tells a host what is wanted of it, unless it knows.
     async fn intend(&self, host: &Name, told: &Sender, known: Option<Intent>) -> Result<Intent, Status> {
-        let (generation, migrations) = self.fleet.store.intent(host).await.map_err(|error| status(&error))?;
-        let mut shares = links::shares(&self.fleet, &migrations).await.map_err(|error| status(&error))?;
-        let mut wanted = Vec::with_capacity(migrations.len());
-        for migration in &migrations {
-            let share = shares.remove(&migration.id).unwrap_or_default();
-            // Until a link opens nobody hears of it; a host that says nothing of itself is the source's to complain of.
-            if !share.waits || migration.at_source.is_some() {
-                wanted.push(words::migration(migration, &share.share));
-            }
-        }
-        let intent = Intent { generation, migrations: wanted };
+        let wanted = self.wants.now(&self.fleet).await.map_err(|error| status(&error))?;
+        let intent = Intent { generation: wanted.generation, migrations: wanted.of(host).to_vec() };
         let is_known = known.is_some_and(|known| known.migrations == intent.migrations);
         if !is_known {
             tell(told, Told::Intent(intent.clone())).await?;

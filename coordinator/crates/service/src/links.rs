@@ -104,9 +104,9 @@ type Pair = (Name, Name, String);
 
 /// Pairs of hosts that can find out about a link: the one is connected and answers probes, the other is connected and has
 /// an address on the link's network.
-fn pairs(fleet: &Fleet, hosts: &[Host], link: &Link) -> Vec<Pair> {
+fn pairs(fleet: &Fleet, hosts: &[Arc<Host>], link: &Link) -> Vec<Pair> {
     let connected = fleet.connections();
-    let is_there = |host: &&Host| host.revoked.is_none() && connected.contains_key(&host.name);
+    let is_there = |host: &&Arc<Host>| host.revoked.is_none() && connected.contains_key(&host.name);
     let network = link.network.as_ref().map(Name::as_str);
     let mut pairs = Vec::new();
     for from in hosts.iter().filter(is_there).filter(|host| fleet.probes.can(&host.name)) {
@@ -127,7 +127,7 @@ fn pairs(fleet: &Fleet, hosts: &[Host], link: &Link) -> Vec<Pair> {
 /// # Errors
 /// For people: why nothing was found out.
 pub(crate) async fn probe(fleet: &Fleet, link: &Link, rate: bool) -> Result<Standing, String> {
-    let hosts = fleet.store.hosts().await.map_err(|error| error.to_string())?;
+    let hosts = fleet.store.roster().await.map_err(|error| error.to_string())?;
     let pairs = pairs(fleet, &hosts, link);
     let Some((from, peer, to)) = pairs.get(chance(pairs.len())) else {
         return Err(format!(
@@ -193,24 +193,15 @@ pub(crate) struct Given {
     pub(crate) waits: bool,
 }
 
-/// What is given to each of these migrations, by id. All that have not ended take part in the sharing.
-pub(crate) async fn shares(
-    fleet: &Fleet,
-    migrations: &[Migration],
-) -> Result<BTreeMap<String, Given>, StoreError> {
-    if migrations.is_empty() {
+/// What is given to each of these migrations, by id: all that have not ended, which share what there is.
+pub(crate) async fn given(fleet: &Fleet, open: &[Migration]) -> Result<BTreeMap<String, Given>, StoreError> {
+    if open.is_empty() {
         return Ok(BTreeMap::new());
     }
-    let mut given = given(fleet).await?;
-    given.retain(|id, _| migrations.iter().any(|migration| migration.id == *id));
-    Ok(given)
-}
-
-async fn given(fleet: &Fleet) -> Result<BTreeMap<String, Given>, StoreError> {
     let links = fleet.store.links().await?;
-    let mut open = fleet.store.open_migrations().await?;
-    let hosts = fleet.store.hosts().await?;
-    let hosts: HashMap<&Name, &Host> = hosts.iter().map(|host| (&host.name, host)).collect();
+    let mut open: Vec<&Migration> = open.iter().collect();
+    let hosts = fleet.store.roster().await?;
+    let hosts: HashMap<&Name, &Host> = hosts.iter().map(|host| (&host.name, host.as_ref())).collect();
     // Rehearsals move nothing, and take nothing from others.
     open.sort_by_key(|migration| migration.options.dry_run);
     let real = open.iter().filter(|migration| !migration.options.dry_run).count();
@@ -219,7 +210,7 @@ async fn given(fleet: &Fleet) -> Result<BTreeMap<String, Given>, StoreError> {
         |migration: &Migration| Some((*hosts.get(&migration.source)?, *hosts.get(&migration.destination)?));
     let ways: Vec<_> = open
         .iter()
-        .map(|migration| {
+        .map(|&migration| {
             let mut ways = both(migration).map_or_else(Vec::new, |(from, to)| routes(from, to, &links, at));
             // What its plan chose comes first; the others are there for when it fails.
             ways.sort_by_key(|(link, _)| migration.link.is_some() && *link != migration.link);
@@ -227,12 +218,12 @@ async fn given(fleet: &Fleet) -> Result<BTreeMap<String, Given>, StoreError> {
         })
         .collect();
     let known: Vec<_> =
-        open.iter().map(|migration| both(migration).is_some_and(|(_, to)| has_address(to))).collect();
+        open.iter().map(|&migration| both(migration).is_some_and(|(_, to)| has_address(to))).collect();
     let mut shared = route::shares(ways[..real].to_vec(), &links);
     shared.extend(ways[real..].iter().map(|routes| Share { routes: routes.clone(), limit: None }));
     let given = open.into_iter().zip(shared).zip(known).map(|((migration, share), known)| {
         let waits = known && share.routes.is_empty();
-        (migration.id, Given { share, waits })
+        (migration.id.clone(), Given { share, waits })
     });
     Ok(given.collect())
 }
@@ -243,9 +234,10 @@ fn has_address(host: &Host) -> bool {
 
 /// What migrations move over each link now, bytes a second, by what their sources say.
 async fn carried(fleet: &Fleet) -> Result<BTreeMap<Name, u64>, StoreError> {
-    let given = given(fleet).await?;
+    let open = fleet.store.open_migrations().await?;
+    let given = given(fleet, &open).await?;
     let mut carried = BTreeMap::new();
-    for migration in fleet.store.open_migrations().await? {
+    for migration in open {
         let moving = migration.state == State::Moving && !migration.options.dry_run;
         let rate = migration.at_source.as_ref().filter(|_| moving).map_or(0, |progress| progress.rate);
         let link = given.get(&migration.id).and_then(|given| given.share.routes.first()?.0.clone());
@@ -323,7 +315,7 @@ impl Schedule {
             return Ok(Vec::new());
         }
         let carried = carried(fleet).await?;
-        let hosts = fleet.store.hosts().await?;
+        let hosts = fleet.store.roster().await?;
         let mut next = Vec::new();
         for standing in due {
             let name = &standing.link.name;

@@ -23,9 +23,9 @@ use model::migration::State;
 use store::StoreError;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::error::ServiceError;
 use crate::fleet::Fleet;
@@ -74,16 +74,13 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// The recorder of this process, made when the first endpoint is.
 static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
 
-/// The bound endpoint.
+/// The endpoint, which answers from its start to its end; nobody leads yet at its start.
+#[derive(Debug)]
 pub(crate) struct Endpoint {
-    listener: TcpListener,
-    recorder: PrometheusHandle,
-}
-
-impl std::fmt::Debug for Endpoint {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Endpoint").field("listener", &self.listener).finish_non_exhaustive()
-    }
+    address: SocketAddr,
+    fleet: Arc<OnceLock<Arc<Fleet>>>,
+    stop: DropGuard,
+    serving: JoinHandle<()>,
 }
 
 fn recorder() -> Result<PrometheusHandle, ServiceError> {
@@ -199,69 +196,94 @@ async fn look(fleet: &Fleet) -> Result<(), StoreError> {
 }
 
 impl Endpoint {
-    /// Binds an address, and records from now on.
-    pub(crate) async fn bind(address: SocketAddr) -> Result<Self, ServiceError> {
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|error| ServiceError::listen("metrics", address, error))?;
-        Ok(Self { listener, recorder: recorder()? })
+    /// Binds an address, and records and answers from now on.
+    pub(crate) async fn start(address: SocketAddr) -> Result<Self, ServiceError> {
+        let error = |error| ServiceError::listen("metrics", address, error);
+        let listener = TcpListener::bind(address).await.map_err(error)?;
+        let address = listener.local_addr().map_err(error)?;
+        let (recorder, fleet, stop) = (recorder()?, Arc::new(OnceLock::new()), CancellationToken::new());
+        gauge!(LEADER).set(0.0);
+        let serving = tokio::spawn(serve(listener, recorder, Arc::clone(&fleet), stop.clone()));
+        Ok(Self { address, fleet, stop: stop.drop_guard(), serving })
     }
 
     /// What was bound.
-    pub(crate) fn address(&self) -> std::io::Result<SocketAddr> {
-        self.listener.local_addr()
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
 
-    /// Answers until it is to stop.
-    pub(crate) async fn serve(self, fleet: Arc<Fleet>, stop: CancellationToken) {
-        // Only who holds the store's lock comes here.
+    /// This coordinator leads, and has a fleet to count.
+    pub(crate) fn lead(&self, fleet: &Arc<Fleet>) {
+        // A service runs once.
+        self.fleet.get_or_init(|| Arc::clone(fleet));
         gauge!(LEADER).set(1.0);
-        let Self { listener, recorder } = self;
-        let upkeep = recorder.clone();
-        let router = Router::new()
-            .route("/metrics", get(move || scrape(Arc::clone(&fleet), recorder.clone())))
-            .fallback(async || (StatusCode::NOT_FOUND, "try /metrics\n"));
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
-        let mut connections = JoinSet::new();
-        let mut tick = tokio::time::interval(UPKEEP);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            let accepted = tokio::select! {
-                () = stop.cancelled() => break,
-                _ = tick.tick() => {
-                    upkeep.run_upkeep();
-                    continue;
-                }
-                Some(_) = connections.join_next() => continue,
-                accepted = async {
-                    let place = Arc::clone(&places).acquire_owned().await;
-                    (place, listener.accept().await)
-                } => accepted,
-            };
-            let (Ok(place), Ok((stream, address))) = accepted else {
-                tokio::time::sleep(PAUSE).await;
-                continue;
-            };
-            let service = TowerToHyperService::new(router.clone());
-            connections.spawn(async move {
-                let builder = Builder::new(TokioExecutor::new());
-                let conversation = builder.serve_connection(TokioIo::new(stream), service);
-                match timeout(CONNECTION_TIME, conversation).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::debug!(%address, %error, "a metrics client broke off"),
-                    Err(_) => tracing::debug!(%address, "a metrics client took too long"),
-                }
-                drop(place);
-            });
-        }
+    }
+
+    /// It leads no more, and ends.
+    pub(crate) async fn end(self) {
         gauge!(LEADER).set(0.0);
+        drop(self.stop);
+        if let Err(error) = self.serving.await {
+            tracing::error!(%error, "the metrics endpoint failed; this is a bug");
+        }
+    }
+}
+
+/// Answers until it is to stop.
+async fn serve(
+    listener: TcpListener,
+    recorder: PrometheusHandle,
+    fleet: Arc<OnceLock<Arc<Fleet>>>,
+    stop: CancellationToken,
+) {
+    let upkeep = recorder.clone();
+    let router = Router::new()
+        .route("/metrics", get(move || scrape(fleet.get().cloned(), recorder.clone())))
+        .fallback(async || (StatusCode::NOT_FOUND, "try /metrics\n"));
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut connections = JoinSet::new();
+    let mut tick = tokio::time::interval(UPKEEP);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            _ = tick.tick() => {
+                upkeep.run_upkeep();
+                continue;
+            }
+            Some(_) = connections.join_next() => continue,
+            accepted = async {
+                let place = Arc::clone(&places).acquire_owned().await;
+                (place, listener.accept().await)
+            } => accepted,
+        };
+        let (Ok(place), Ok((stream, address))) = accepted else {
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        };
+        let service = TowerToHyperService::new(router.clone());
+        connections.spawn(async move {
+            let builder = Builder::new(TokioExecutor::new());
+            let conversation = builder.serve_connection(TokioIo::new(stream), service);
+            match timeout(CONNECTION_TIME, conversation).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%address, %error, "a metrics client broke off"),
+                Err(_) => tracing::debug!(%address, "a metrics client took too long"),
+            }
+            drop(place);
+        });
     }
 }
 
 /// All metrics in Prometheus' text format; an error when the database cannot be asked, so that the scrape counts as
 /// failed and no old number is taken for a new one.
-async fn scrape(fleet: Arc<Fleet>, recorder: PrometheusHandle) -> Response {
-    match look(&fleet).await {
+async fn scrape(fleet: Option<Arc<Fleet>>, recorder: PrometheusHandle) -> Response {
+    let looked = match fleet {
+        Some(fleet) => look(&fleet).await,
+        // It stands by: the fleet is counted by whoever leads.
+        None => Ok(()),
+    };
+    match looked {
         Ok(()) => {
             let text = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
             (text, recorder.render()).into_response()

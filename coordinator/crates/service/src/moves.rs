@@ -36,8 +36,9 @@ pub(crate) async fn begin<T: Send>(
     answer: impl FnOnce(&Migration) -> Result<T, Problem> + Send,
 ) -> Result<(Migration, T), Problem> {
     caller.may(fleet, Action::Migrate, &wanted.vm).await?;
-    let hosts = fleet.store.hosts().await?;
-    let (source, found) = find::vm(&hosts.iter().collect::<Vec<_>>(), &wanted.vm, wanted.from.as_ref())?;
+    let hosts = fleet.store.roster().await?;
+    let all: Vec<_> = hosts.iter().map(AsRef::as_ref).collect();
+    let (source, found) = find::vm(&all, &wanted.vm, wanted.from.as_ref())?;
     let vm = found.id.as_str();
     let destination = hosts.iter().find(|host| host.name == wanted.to);
     let Some(destination) = destination.filter(|host| host.revoked.is_none()) else {

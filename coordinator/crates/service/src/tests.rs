@@ -63,7 +63,7 @@ impl World {
             access,
         };
         let service = Service::open(settings).await.unwrap();
-        let metrics = service.metrics().unwrap().unwrap();
+        let metrics = service.metrics().unwrap();
         let (agents, api) = (service.agents().unwrap().to_string(), service.api().unwrap().to_string());
         let stop = CancellationToken::new();
         let running = tokio::spawn(service.run(stop.clone()));

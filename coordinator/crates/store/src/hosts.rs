@@ -10,19 +10,6 @@ use crate::audit::moment;
 use crate::tokens::named;
 use crate::{JoinGrant, Store, StoreError, StoreErrorKind, Work};
 
-/// Which hosts to give, by name.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct HostPage {
-    /// Only those whose names come after this one; with `including`, that one, too.
-    pub after: Option<Name>,
-    /// See `after`.
-    pub including: bool,
-    /// Only those of this site.
-    pub site: Option<Name>,
-    /// At most so many.
-    pub most: u32,
-}
-
 /// A certificate that is about to be signed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Certificate {
@@ -82,6 +69,7 @@ impl Store {
         deed: Deed,
     ) -> Result<JoinGrant, StoreError> {
         let (name, now) = (certificate.host.as_str(), deed.at);
+        let _changing = self.roster.changing([&certificate.host]);
         let mut work = self.work().await?;
         let denied = || StoreError::new(StoreErrorKind::Denied, "this join token is not good");
         let row = sqlx::query("SELECT * FROM join_tokens WHERE digest = $1").bind(digest);
@@ -155,6 +143,7 @@ impl Store {
     /// # Errors
     /// [`StoreErrorKind::NotFound`].
     pub async fn revoke_host(&self, name: &Name, deed: Deed) -> Result<(), StoreError> {
+        let _changing = self.roster.changing([name]);
         let mut work = self.work().await?;
         let at = deed.at.as_millisecond();
         let done = sqlx::query("UPDATE hosts SET revoked = COALESCE(revoked, $1) WHERE name = $2");
@@ -202,23 +191,6 @@ impl Store {
         rows.iter().map(host).collect()
     }
 
-    /// A page of hosts by name.
-    ///
-    /// # Errors
-    /// When the database cannot be used.
-    pub async fn hosts_of(&self, page: &HostPage) -> Result<Vec<Host>, StoreError> {
-        // A name begins with a letter or a digit: all come after nothing.
-        let after = page.after.as_ref().map_or("", Name::as_str);
-        let text = "SELECT * FROM hosts WHERE (name > $1 OR (name = $1 AND $2 = 1)) AND (site = $3 OR $3 = '') \
-                    ORDER BY name LIMIT $4";
-        let rows = sqlx::query(text)
-            .bind(after)
-            .bind(i64::from(page.including))
-            .bind(page.site.as_ref().map_or("", Name::as_str))
-            .bind(i64::from(page.most));
-        rows.fetch_all(&self.readers).await?.iter().map(host).collect()
-    }
-
     /// One host.
     ///
     /// # Errors
@@ -228,13 +200,20 @@ impl Store {
         row.fetch_optional(&self.readers).await?.as_ref().map_or_else(|| Err(no_host(name)), host)
     }
 
-    /// Keeps what a host said.
+    /// Keeps what a host said, unless that is known: a fleet that comes back says it all again.
     ///
     /// # Errors
     /// When the database cannot be used.
     pub async fn observe(&self, name: &Name, observed: &Observed, at: Timestamp) -> Result<(), StoreError> {
         let text = serde_json::to_string(observed)
             .map_err(|error| StoreError::corrupt("write what a host said").caused_by(error))?;
+        let known = sqlx::query("SELECT observed FROM hosts WHERE name = $1").bind(name.as_str());
+        let known = known.fetch_optional(&self.readers).await?;
+        let known: Option<String> = known.map(|row| row.try_get("observed")).transpose()?.flatten();
+        if known.as_ref() == Some(&text) {
+            return Ok(());
+        }
+        let _changing = self.roster.changing([name]);
         let mut work = self.work().await?;
         sqlx::query("UPDATE hosts SET observed = $1, seen = $2 WHERE name = $3")
             .bind(text)
@@ -250,6 +229,10 @@ impl Store {
     /// # Errors
     /// When the database cannot be used.
     pub async fn saw(&self, hosts: &[(Name, Timestamp)]) -> Result<(), StoreError> {
+        if hosts.is_empty() {
+            return Ok(());
+        }
+        let _changing = self.roster.changing(hosts.iter().map(|(name, _)| name));
         let mut work = self.work().await?;
         for (name, at) in hosts {
             sqlx::query("UPDATE hosts SET seen = $1 WHERE name = $2")

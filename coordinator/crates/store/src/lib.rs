@@ -16,6 +16,7 @@ mod hosts;
 mod links;
 mod migrations;
 mod plans;
+mod roster;
 mod tokens;
 
 use std::sync::Arc;
@@ -31,9 +32,10 @@ pub use counts::Counts;
 pub use database::{Database, FolderLock};
 use database::{Hold, Opened};
 pub use error::{StoreError, StoreErrorKind};
-pub use hosts::{Certificate, HostPage, RevokedCertificate};
+pub use hosts::{Certificate, RevokedCertificate};
 pub use links::{LinkProbe, MOST_PROBES};
 pub use migrations::Page;
+pub use roster::Hosts;
 pub use tokens::{ApiToken, JoinGrant};
 
 /// The fact that says how often the lead has changed hands.
@@ -49,6 +51,7 @@ pub struct Store {
     /// How often the lead had changed hands when it came to this process; none of a database that has one user anyway.
     term: Option<String>,
     lost: CancellationToken,
+    roster: roster::Roster,
     _hold: Arc<Hold>,
 }
 
@@ -80,8 +83,8 @@ impl Store {
     /// release has used it; what the file system or the database says.
     pub async fn open(database: &Database) -> Result<Self, StoreError> {
         let Opened { readers, writer, hold, lost, shared } = database.open().await?;
-        let mut store =
-            Self { readers, writer, turn: Mutex::new(()), term: None, lost, _hold: Arc::new(hold) };
+        let (turn, roster) = (Mutex::new(()), roster::Roster::default());
+        let mut store = Self { readers, writer, turn, term: None, lost, roster, _hold: Arc::new(hold) };
         if shared {
             store.term = Some(store.begin_term().await?);
         }

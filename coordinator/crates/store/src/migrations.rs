@@ -1,6 +1,5 @@
 //! Migrations.
 
-use model::Name;
 use model::audit::Deed;
 use model::migration::Migration;
 use sqlx::Row;
@@ -144,17 +143,14 @@ impl Store {
         row.fetch_optional(&self.readers).await?.as_ref().map_or_else(|| Err(no_migration()), read)
     }
 
-    /// What is wanted of a host: the migrations from it that have not ended, and the generation of that.
+    /// What is wanted of hosts: the migrations that have not ended, oldest first, and the generation of that.
     ///
     /// # Errors
     /// When the database cannot be used.
-    pub async fn intent(&self, source: &Name) -> Result<(u64, Vec<Migration>), StoreError> {
+    pub async fn intent(&self) -> Result<(u64, Vec<Migration>), StoreError> {
         // The generation first: what is added in between is told again with the next.
         let generation = self.intent_generation().await?;
-        let rows =
-            sqlx::query("SELECT body FROM migrations WHERE ended = 0 AND source = $1 ORDER BY created, id");
-        let rows = rows.bind(source.as_str()).fetch_all(&self.readers).await?;
-        Ok((generation, rows.iter().map(read).collect::<Result<_, _>>()?))
+        Ok((generation, self.open_migrations().await?))
     }
 
     /// Migrations that have not ended, oldest first.

@@ -248,14 +248,41 @@ async fn one_vm_is_moved_once_at_a_time() {
 }
 
 #[tokio::test]
-async fn what_is_wanted_of_a_host_has_a_generation() {
+async fn the_roster_is_what_is_in_the_database() {
     let (_folder, store) = store().await;
-    let host = name("host-a");
-    assert_eq!(store.intent(&host).await.unwrap(), (0, Vec::new()));
+    let is_same = async |count| {
+        let roster = store.roster().await.unwrap();
+        assert_eq!(roster.len(), count);
+        assert!(roster.iter().map(AsRef::as_ref).eq(&store.hosts().await.unwrap()), "{roster:?}");
+    };
+    is_same(0).await;
+    for (count, host) in ["host-b", "host-a", "host-c"].into_iter().enumerate() {
+        invite(&store, host, None).await;
+        store.join(host, &certificate(host, host), deed(1, "join", host)).await.unwrap();
+        is_same(count + 1).await;
+    }
+    let (host, mut observed) = (name("host-b"), Observed { processors: 8, ..Observed::default() });
+    store.observe(&host, &observed, at(2)).await.unwrap();
+    is_same(3).await;
+    store.observe(&host, &observed, at(3)).await.unwrap();
+    assert_eq!(store.host(&host).await.unwrap().seen, Some(at(2)), "what is known is not written again");
+    observed.processors = 16;
+    store.observe(&host, &observed, at(4)).await.unwrap();
+    is_same(3).await;
+    store.saw(&[(host.clone(), at(5)), (name("host-a"), at(6))]).await.unwrap();
+    is_same(3).await;
+    store.revoke_host(&host, deed(7, "revoke-host", "host-b")).await.unwrap();
+    is_same(3).await;
+    assert!(store.roster().await.unwrap()[1].revoked.is_some());
+}
+
+#[tokio::test]
+async fn what_is_wanted_of_hosts_has_a_generation() {
+    let (_folder, store) = store().await;
+    assert_eq!(store.intent().await.unwrap(), (0, Vec::new()));
     store.add_migration(&migration(1, "web-1"), deed(1, "migrate", "web-1")).await.unwrap();
-    let (generation, wanted) = store.intent(&host).await.unwrap();
+    let (generation, wanted) = store.intent().await.unwrap();
     assert_eq!((generation, wanted.len()), (1, 1));
-    assert_eq!(store.intent(&name("host-b")).await.unwrap().1, []);
     let id = migration(1, "").id;
     let moved = |progress: Progress| {
         let store = &store;
@@ -281,10 +308,10 @@ async fn what_is_wanted_of_a_host_has_a_generation() {
         .await
         .unwrap();
     assert_eq!(cancelled.wish, Wish::Cancel);
-    assert_eq!(store.intent(&host).await.unwrap(), (2, vec![cancelled]));
+    assert_eq!(store.intent().await.unwrap(), (2, vec![cancelled]));
     let undone = Progress { state: "rolled-back".to_owned(), over: true, ..Progress::default() };
     assert_eq!(moved(undone).await.unwrap().state, State::Undone);
-    assert_eq!(store.intent(&host).await.unwrap(), (3, Vec::new()));
+    assert_eq!(store.intent().await.unwrap(), (3, Vec::new()));
     let refused = store
         .change_migration(&id, deed(3, "migrate", &id), |migration| {
             migration.wish(Wish::Cancel).map_err(|error| error.to_string())

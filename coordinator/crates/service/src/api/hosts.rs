@@ -13,7 +13,7 @@ use model::host::{Host, Vm};
 use model::name::InvalidName;
 use model::{Name, Timestamp};
 use serde::{Deserialize, Serialize};
-use store::{HostPage, JoinGrant};
+use store::JoinGrant;
 use utoipa::ToSchema;
 
 use super::caller::Caller;
@@ -25,9 +25,6 @@ use crate::fleet::Fleet;
 
 /// How long a join token is good unless asked otherwise.
 const JOIN_SECONDS: u64 = 3600;
-
-/// Hosts that are read at a time, when a filter may leave some out.
-const BATCH: u32 = 200;
 
 /// A host as it is listed.
 #[derive(Debug, Serialize, ToSchema)]
@@ -138,14 +135,6 @@ pub(super) struct WhichVms {
 }
 
 impl Listed {
-    fn stands(&self) -> Stands {
-        match (&self.host.revoked, &self.connected) {
-            (Some(_), _) => Stands::Revoked,
-            (None, Some(_)) => Stands::Connected,
-            (None, None) => Stands::Away,
-        }
-    }
-
     fn of(mut host: Host, fleet: &Fleet, connections: &BTreeMap<Name, (Timestamp, Timestamp)>) -> Self {
         let clock_ahead_ms = fleet.clock_ahead_ms(&host.name);
         let connected = connections.get(&host.name).map(|(since, seen)| {
@@ -154,6 +143,18 @@ impl Listed {
         });
         Self { host, connected, clock_ahead_ms }
     }
+}
+
+fn stands(host: &Host, connected: bool) -> Stands {
+    match (host.revoked, connected) {
+        (Some(_), _) => Stands::Revoked,
+        (None, true) => Stands::Connected,
+        (None, false) => Stands::Away,
+    }
+}
+
+fn enough(most: u32) -> usize {
+    usize::try_from(most).unwrap_or(usize::MAX)
 }
 
 /// Lists hosts by name.
@@ -165,23 +166,17 @@ pub(super) async fn list(
 ) -> Result<Json<Page<Listed>>, Problem> {
     caller.may(&fleet, Action::Look, "").await?;
     let most = most(limit)?;
-    let after = after.map(|text| text.parse().ok().ok_or_else(no_cursor)).transpose()?;
+    let after: Option<Name> = after.map(|text| text.parse().ok().ok_or_else(no_cursor)).transpose()?;
     let connections = fleet.connections();
-    let mut page = HostPage { after, including: false, site, most: BATCH.max(most + 1) };
-    let mut found = Vec::new();
-    loop {
-        let hosts = fleet.store.hosts_of(&page).await?;
-        let last = hosts.len() < usize::try_from(page.most).unwrap_or(usize::MAX);
-        page.after = hosts.last().map(|host| host.name.clone());
-        let hosts = hosts.into_iter().map(|host| Listed::of(host, &fleet, &connections));
-        found.extend(hosts.filter(|listed| {
-            state.is_none_or(|state| listed.stands() == state)
-                && name.as_ref().is_none_or(|part| listed.host.name.as_str().contains(part))
-        }));
-        if last || found.len() > usize::try_from(most).unwrap_or(usize::MAX) {
-            break;
-        }
-    }
+    let hosts = fleet.store.roster().await?;
+    let fits = |host: &&Arc<Host>| {
+        after.as_ref().is_none_or(|after| host.name > *after)
+            && site.as_ref().is_none_or(|site| host.site == *site)
+            && name.as_ref().is_none_or(|part| host.name.as_str().contains(part))
+            && state.is_none_or(|state| stands(host, connections.contains_key(&host.name)) == state)
+    };
+    let found = hosts.iter().filter(fits).take(enough(most) + 1);
+    let found = found.map(|host| Listed::of(Host::clone(host), &fleet, &connections)).collect();
     Ok(Json(Page::of(found, most, |last| last.host.name.to_string())))
 }
 
@@ -210,34 +205,30 @@ pub(super) async fn vms(
 ) -> Result<Json<Page<ListedVm>>, Problem> {
     caller.may(&fleet, Action::Look, "").await?;
     let most = most(limit)?;
-    let enough = usize::try_from(most).unwrap_or(usize::MAX);
+    let enough = enough(most);
     // HOST/ID: no host's name has a slash.
     let position = after.as_deref().map(|text| text.split_once('/').ok_or_else(no_cursor)).transpose()?;
     let position = position
         .map(|(host, id)| host.parse::<Name>().ok().map(|host| (host, id.to_owned())).ok_or_else(no_cursor));
     let position = position.transpose()?;
-    let after = position.as_ref().map(|(host, _)| host.clone());
-    let mut page = HostPage { after, including: true, site, most: BATCH };
+    let hosts = fleet.store.roster().await?;
+    let has_some = |one: &&Arc<Host>| {
+        position.as_ref().is_none_or(|(at, _)| one.name >= *at)
+            && site.as_ref().is_none_or(|site| one.site == *site)
+            && host.as_ref().is_none_or(|host| one.name == *host)
+    };
     let mut found = Vec::new();
-    if let Some(host) = &host {
-        (page.after, page.most) = (Some(position.as_ref().map_or(host, |(at, _)| at.max(host)).clone()), 1);
-    }
-    loop {
-        let hosts = fleet.store.hosts_of(&page).await?;
-        let last = host.is_some() || hosts.len() < usize::try_from(page.most).unwrap_or(usize::MAX);
-        (page.after, page.including) = (hosts.last().map(|host| host.name.clone()), false);
-        for one in hosts.into_iter().filter(|one| host.as_ref().is_none_or(|host| one.name == *host)) {
-            let mut vms = one.observed.unwrap_or_default().vms;
-            vms.sort_by(|a, b| a.id.cmp(&b.id));
-            let seen = |vm: &Vm| position.as_ref().is_some_and(|(at, id)| *at == one.name && vm.id <= *id);
-            let fits = |vm: &Vm| {
-                !seen(vm)
-                    && state.as_ref().is_none_or(|state| vm.state == *state)
-                    && name.as_ref().is_none_or(|part| vm.name.contains(part))
-            };
-            found.extend(vms.into_iter().filter(fits).map(|vm| ListedVm { host: one.name.clone(), vm }));
-        }
-        if last || found.len() > enough {
+    for one in hosts.iter().filter(has_some) {
+        let seen = |vm: &Vm| position.as_ref().is_some_and(|(at, id)| *at == one.name && vm.id <= *id);
+        let fits = |vm: &&Vm| {
+            !seen(vm)
+                && state.as_ref().is_none_or(|state| vm.state == *state)
+                && name.as_ref().is_none_or(|part| vm.name.contains(part))
+        };
+        let mut vms: Vec<_> = one.observed.iter().flat_map(|observed| &observed.vms).filter(fits).collect();
+        vms.sort_by(|a, b| a.id.cmp(&b.id));
+        found.extend(vms.into_iter().map(|vm| ListedVm { host: one.name.clone(), vm: vm.clone() }));
+        if found.len() > enough {
             break;
         }
     }

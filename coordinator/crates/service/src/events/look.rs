@@ -88,11 +88,15 @@ impl Seen {
 pub(super) async fn look(fleet: &Fleet) -> Result<Seen, ServiceError> {
     let mut seen = Seen::default();
     let connections = fleet.connections();
-    for host in fleet.store.hosts().await? {
+    for host in fleet.store.roster().await?.iter() {
         for vm in host.observed.iter().flat_map(|observed| &observed.vms) {
             seen.add(Kind::Vm, format!("{}/{}", host.name, vm.id), &shown_vm(&host.name, vm))?;
         }
-        seen.add(Kind::Host, host.name.to_string(), &shown_host(host, fleet, &connections))?;
+        seen.add(
+            Kind::Host,
+            host.name.to_string(),
+            &shown_host(model::host::Host::clone(host), fleet, &connections),
+        )?;
     }
     let newest = Page { before: None, most: NEWEST };
     let mut migrations = fleet.store.migrations(&newest).await?;

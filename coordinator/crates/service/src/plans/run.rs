@@ -107,7 +107,7 @@ async fn undo(fleet: &Fleet, plan: &Plan, migration: &str) -> Result<(), StoreEr
 async fn begin(fleet: &Fleet, plan: &Plan, running: &mut Running) -> Result<(), StoreError> {
     let at_once = plan.wanted.at_once.map_or(AT_ONCE, |most| usize::try_from(most).unwrap_or(AT_ONCE));
     let mut own = plan.steps.iter().filter(|step| step.state == StepState::Begun).count();
-    let hosts = fleet.store.hosts().await?;
+    let hosts = fleet.store.roster().await?;
     let links = fleet.store.links().await?;
     for (nth, step) in plan.steps.iter().enumerate().filter(|(_, step)| step.state == StepState::Waiting) {
         let Some(destination) = step.destination.clone() else { continue };

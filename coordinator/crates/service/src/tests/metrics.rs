@@ -9,7 +9,11 @@ use tokio::net::TcpStream;
 use super::*;
 
 async fn ask(world: &World, request: &str) -> String {
-    let mut stream = TcpStream::connect(world.metrics).await.unwrap();
+    ask_at(world.metrics, request).await
+}
+
+async fn ask_at(address: SocketAddr, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
@@ -100,6 +104,19 @@ async fn the_endpoint_counts_what_there_is() {
             .await
             .starts_with("HTTP/1.1 405")
     );
+}
+
+#[tokio::test]
+async fn one_that_stands_by_answers_and_does_not_lead() {
+    let endpoint = crate::metrics::Endpoint::start("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = endpoint.address();
+    let request = "GET /metrics HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n";
+    let answer = ask_at(address, request).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    assert_eq!(value(&answer, "novaferry_coordinator_leader"), 0.0);
+    assert!(!answer.contains("novaferry_coordinator_hosts{"), "whoever leads counts the fleet: {answer}");
+    endpoint.end().await;
+    assert!(TcpStream::connect(address).await.is_err(), "it has ended");
 }
 
 #[tokio::test]

@@ -24,14 +24,15 @@ pub(super) fn another() -> Option<Database> {
 #[test]
 fn postgresql_keeps_all_that_sqlite_keeps() {
     let Some(server) = Server::start("postgresql_keeps_all_that_sqlite_keeps") else { return };
-    let tests: [fn(); 10] = [
+    let tests: [fn(); 11] = [
         a_join_token_lets_one_host_in_once,
         tokens_used_at_the_same_time_let_one_in,
         a_revoked_host_stays_out,
         hosts_are_known_by_what_they_say,
         api_tokens_are_good_until_they_are_not,
         one_vm_is_moved_once_at_a_time,
-        what_is_wanted_of_a_host_has_a_generation,
+        the_roster_is_what_is_in_the_database,
+        what_is_wanted_of_hosts_has_a_generation,
         pages_cover_everything_once,
         a_restored_database_takes_in_certificates_of_the_time_between,
         an_audit_log_that_was_changed_is_found_out,

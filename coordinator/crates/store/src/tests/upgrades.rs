@@ -204,7 +204,7 @@ async fn upgraded(url: &str, database: Database, version: i64) {
     }
     let open: Vec<_> = store.open_migrations().await.unwrap().into_iter().map(|one| one.vm).collect();
     assert_eq!(open, ["web-1", "web-2", "web-5"]);
-    let (generation, wanted) = store.intent(&name("host-a")).await.unwrap();
+    let (generation, wanted) = store.intent().await.unwrap();
     assert_eq!((generation, wanted.len()), (41, 3));
 
     let tokens = store.api_tokens().await.unwrap();
