@@ -141,6 +141,10 @@ install_packages() {
     # UEFI for guests: files, no command.
     [[ -e /usr/share/OVMF/OVMF_CODE_4M.fd ]] || missing+=(ovmf)
     has_llvm || missing+=(llvm-19)
+    # For the page's test, where it is a package: on Ubuntu it is a snap, which runs in no container.
+    if command -v apt-cache >/dev/null && ! command -v chromedriver >/dev/null && (($(candidate chromium-driver) > 0)); then
+        missing+=(chromium chromium-driver)
+    fi
     if ((${#missing[@]} == 0)); then
         return
     fi

@@ -9,8 +9,8 @@ cd "$(dirname "$0")/.."
 PATH=$PATH:/usr/sbin:/sbin
 
 # What the tests may need of a machine: io_uring, loop devices, root, TUN and network namespaces, QEMU's tools, QEMU
-# itself with the test guest (scripts/make-test-guest.sh), OVMF, nbdkit, systemd-analyze, groff, zsh and fish.
-capabilities=(groff guest-agent loop nbdkit netns ovmf postgresql qemu qemu-system root shells systemd uring)
+# itself with the test guest (scripts/make-test-guest.sh), OVMF, nbdkit, systemd-analyze, groff, zsh and fish, Chromium with its driver.
+capabilities=(browser groff guest-agent loop nbdkit netns ovmf postgresql qemu qemu-system root shells systemd uring)
 
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 logs=$target/test-logs

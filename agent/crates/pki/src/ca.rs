@@ -158,6 +158,32 @@ impl Ca {
         now: SystemTime,
         not_after: SystemTime,
     ) -> Result<CertificateDer<'static>, PkiError> {
+        self.certify_any(subject, key, serial, now, not_after)
+    }
+
+    /// Signs a certificate for a key that browsers know.
+    ///
+    /// # Errors
+    /// As [`Ca::certify`].
+    pub fn certify_web(
+        &self,
+        subject: &Subject,
+        key: &WebKey,
+        serial: Serial,
+        now: SystemTime,
+        not_after: SystemTime,
+    ) -> Result<CertificateDer<'static>, PkiError> {
+        self.certify_any(subject, &key.0, serial, now, not_after)
+    }
+
+    fn certify_any(
+        &self,
+        subject: &Subject,
+        key: &impl rcgen::PublicKeyData,
+        serial: Serial,
+        now: SystemTime,
+        not_after: SystemTime,
+    ) -> Result<CertificateDer<'static>, PkiError> {
         if not_after > self.not_after {
             return Err(PkiError::new(
                 PkiErrorKind::Invalid,
@@ -226,6 +252,51 @@ impl Ca {
 
     fn issuer(&self) -> Result<Issuer<'static, CertificateSigner<'_>>, PkiError> {
         Issuer::from_ca_cert_der(&self.certificate, CertificateSigner::new(&self.key)).map_err(encode)
+    }
+}
+
+/// A key of the kind that browsers know (ECDSA on P-256): they refuse Ed25519.
+pub struct WebKey(rcgen::KeyPair);
+
+impl fmt::Debug for WebKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WebKey(..)")
+    }
+}
+
+impl WebKey {
+    /// A new one.
+    ///
+    /// # Errors
+    /// When the system gives no random numbers.
+    pub fn generate() -> Result<Self, PkiError> {
+        rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map(Self).map_err(encode)
+    }
+
+    /// Reads one (PKCS#8, PEM).
+    ///
+    /// # Errors
+    /// [`PkiErrorKind::Malformed`] when it is none.
+    pub fn from_pem(pem: &str) -> Result<Self, PkiError> {
+        rcgen::KeyPair::from_pkcs8_pem_and_sign_algo(pem, &rcgen::PKCS_ECDSA_P256_SHA256).map(Self).map_err(
+            |error| {
+                let fix = "remove the file: another is made";
+                let what = "the key for browsers is no ECDSA key on P-256 (PKCS#8 PEM)";
+                PkiError::new(PkiErrorKind::Malformed, what, fix).caused_by(error)
+            },
+        )
+    }
+
+    /// As PKCS#8, PEM.
+    #[must_use]
+    pub fn to_pem(&self) -> Zeroizing<String> {
+        Zeroizing::new(self.0.serialize_pem())
+    }
+
+    /// As PKCS#8, DER.
+    #[must_use]
+    pub fn to_der(&self) -> Zeroizing<Vec<u8>> {
+        Zeroizing::new(self.0.serialize_der())
     }
 }
 

@@ -30,7 +30,7 @@ mod watch;
 mod tests;
 
 pub use authority::{Authority, CrlReport, IssueOptions, Issued, RevokeReport, RevokeTarget};
-pub use ca::{COORDINATOR_URI, Ca, Revoked, Subject};
+pub use ca::{COORDINATOR_URI, Ca, Revoked, Subject, WebKey};
 pub use error::{PkiError, PkiErrorKind};
 pub use files::{read_credential, read_secret, replace as write_public, replace_secret, write_secret};
 pub use host_folder::{IdentityParts, put as put_identity, put_revocations};

@@ -84,6 +84,7 @@ pub(crate) fn router(fleet: Arc<Fleet>, gate: Arc<Gate>) -> Router {
         .fallback(async || Problem::not_found("there is nothing at this path; /v1/docs lists what there is"))
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
         .merge(novacron::router())
+        .merge(crate::page::router())
         .layer(from_fn_with_state(gate, gate::pass))
         .layer(DefaultBodyLimit::max(MOST_BODY))
         .layer(from_fn(traces::follow))

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use model::audit::Deed;
 use model::{Name, Timestamp};
-use pki::{CRL_DAYS, Ca, NewKey, PublicKey, Revoked, Serial, Subject};
+use pki::{CRL_DAYS, Ca, NewKey, PublicKey, Revoked, Serial, Subject, WebKey};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -20,6 +20,8 @@ use crate::error::ServiceError;
 
 /// The CA's certificate, for people to copy.
 pub(crate) const CERTIFICATE_FILE: &str = "ca.pem";
+/// The key of the certificate that browsers are shown (PKCS#8, PEM).
+const WEB_KEY_FILE: &str = "web.key";
 const CERTIFICATE: &str = "ca-certificate";
 const LIST_NUMBER: &str = "revocation-list-number";
 /// How long the CA is valid: replacing it touches every host.
@@ -37,12 +39,18 @@ pub(crate) struct Authority {
     /// Its key was given as a whole, and does not lie in the state folder.
     given: bool,
     names: Vec<String>,
+    /// Of what is shown to people and programs. It stays, so that a browser that was told to trust it does so after a
+    /// restart.
+    web: WebKey,
     own: Mutex<Own>,
 }
 
 #[derive(Debug)]
 struct Own {
+    /// For agents.
     key: Arc<CertifiedKey>,
+    /// For people and programs: browsers know no Ed25519.
+    web: Arc<CertifiedKey>,
     since: SystemTime,
 }
 
@@ -84,8 +92,9 @@ impl Authority {
             found.take_over(folder, source)?;
         }
         pki::write_public(&folder.join(CERTIFICATE_FILE), ca.certificate_pem().as_bytes())?;
-        let own = Mutex::new(Own { key: own(&ca, &names, now)?, since: now });
-        Ok(Arc::new(Self { ca, given, names, own }))
+        let web = web_key(folder)?;
+        let own = Mutex::new(Own::new(&ca, &names, &web, now)?);
+        Ok(Arc::new(Self { ca, given, names, web, own }))
     }
 
     pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
@@ -180,40 +189,65 @@ impl Authority {
         Ok(self.ca.list(number, &revoked, now, next)?)
     }
 
-    /// The certificate that is shown now. One that cannot be replaced is shown for longer.
-    fn shown(&self) -> Arc<CertifiedKey> {
+    /// The certificates that are shown now. Those that cannot be replaced are shown for longer.
+    fn shown(&self, which: impl FnOnce(&Own) -> &Arc<CertifiedKey>) -> Arc<CertifiedKey> {
         let mut held = self.own.lock().unwrap_or_else(PoisonError::into_inner);
         let now = SystemTime::now();
         if now.duration_since(held.since).is_ok_and(|age| age > OWN_AGE) {
-            match own(&self.ca, &self.names, now) {
-                Ok(key) => *held = Own { key, since: now },
-                Err(error) => tracing::error!(%error, "cannot renew the coordinator's own certificate"),
+            match Own::new(&self.ca, &self.names, &self.web, now) {
+                Ok(own) => *held = own,
+                Err(error) => tracing::error!(%error, "cannot renew the coordinator's own certificates"),
             }
         }
-        Arc::clone(&held.key)
+        Arc::clone(which(&held))
     }
 }
 
+/// What agents are shown.
 impl ResolvesServerCert for Authority {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.shown())
+        Some(self.shown(|own| &own.key))
     }
 }
 
-fn own(ca: &Ca, names: &[String], now: SystemTime) -> Result<Arc<CertifiedKey>, ServiceError> {
-    let key = NewKey::generate()?;
-    let mut all = vec![control_api::SERVER_NAME.to_owned()];
-    all.extend(names.iter().cloned());
-    let certificate =
-        ca.certify(&Subject::Coordinator(all), &key.public(), Serial::random()?, now, now + OWN_VALID)?;
-    let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.der()?.to_vec()));
-    let key = rustls::crypto::ring::sign::any_eddsa_type(match &der {
-        PrivateKeyDer::Pkcs8(der) => der,
-        _ => return Err(ServiceError::internal("the key is no PKCS#8")),
-    })?;
-    // With the CA, by whose fingerprint a new host knows it.
-    let chain = vec![certificate, ca.certificate().clone()];
-    Ok(Arc::new(CertifiedKey::new(chain, key)))
+/// What people and programs are shown.
+#[derive(Debug)]
+pub(crate) struct ForPeople(pub(crate) Arc<Authority>);
+
+impl ResolvesServerCert for ForPeople {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.shown(|own| &own.web))
+    }
+}
+
+impl Own {
+    fn new(ca: &Ca, names: &[String], web: &WebKey, now: SystemTime) -> Result<Self, ServiceError> {
+        let mut all = vec![control_api::SERVER_NAME.to_owned()];
+        all.extend(names.iter().cloned());
+        let (subject, until) = (Subject::Coordinator(all), now + OWN_VALID);
+        let key = NewKey::generate()?;
+        let certificate = ca.certify(&subject, &key.public(), Serial::random()?, now, until)?;
+        let own = rustls::crypto::ring::sign::any_eddsa_type(&PrivatePkcs8KeyDer::from(key.der()?.to_vec()))?;
+        let web_certificate = ca.certify_web(&subject, web, Serial::random()?, now, until)?;
+        let web = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(web.to_der().to_vec()));
+        let web = rustls::crypto::ring::sign::any_ecdsa_type(&web)?;
+        // With the CA, by whose fingerprint a new host, and a person, knows it.
+        let with_ca =
+            |certificate, key| Arc::new(CertifiedKey::new(vec![certificate, ca.certificate().clone()], key));
+        Ok(Self { key: with_ca(certificate, own), web: with_ca(web_certificate, web), since: now })
+    }
+}
+
+/// The key for browsers, made where there is none. It is worth little: whoever has it can pretend to be this coordinator
+/// towards people until its certificate ends, and another is made when it is removed.
+fn web_key(folder: &Path) -> Result<WebKey, ServiceError> {
+    let file = folder.join(WEB_KEY_FILE);
+    if file.exists() {
+        return Ok(WebKey::from_pem(&pki::read_secret(&file)?)?);
+    }
+    let key = WebKey::generate()?;
+    pki::replace_secret(&file, key.to_pem().as_bytes())?;
+    Ok(key)
 }
 
 fn next(host: &Name, now: Timestamp) -> Result<(Serial, Certificate), ServiceError> {

@@ -17,6 +17,7 @@ mod listen;
 mod metrics;
 mod moves;
 mod novacron;
+mod page;
 mod pinned;
 mod plans;
 mod seal;

@@ -9,7 +9,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use rustls::crypto::ring;
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{ResolvesServerCert, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
@@ -19,7 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::authority::Authority;
+use crate::authority::{Authority, ForPeople};
 use crate::error::ServiceError;
 
 /// How long a peer may take for its handshake.
@@ -65,7 +65,10 @@ pub(crate) fn tls(authority: &Arc<Authority>, clients: Clients) -> Result<Arc<Se
         }
         Clients::People => builder.with_no_client_auth(),
     };
-    let mut config = builder.with_cert_resolver(Arc::clone(authority) as _);
+    let mut config = builder.with_cert_resolver(match clients {
+        Clients::Hosts => Arc::clone(authority) as Arc<dyn ResolvesServerCert>,
+        Clients::People => Arc::new(ForPeople(Arc::clone(authority))),
+    });
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

@@ -457,3 +457,22 @@ async fn hostile_requests_get_problems() {
     let brew = world.send_json("BREW", "/v1/hosts", &[], &Value::Null).await;
     assert_eq!((brew.status, brew.header("content-type")), (405, "application/problem+json"));
 }
+
+#[tokio::test]
+async fn the_page_is_served_with_what_keeps_it_to_itself() {
+    let world = World::new().await;
+    let page = world.send("GET", "/", &[], Vec::new()).await;
+    assert_eq!((page.status, page.header("content-type")), (200, "text/html; charset=utf-8"));
+    let policy = page.header("content-security-policy");
+    assert!(
+        policy.starts_with("default-src 'none'; script-src 'self'") && !policy.contains("unsafe"),
+        "{policy}"
+    );
+    assert_eq!(page.header("x-content-type-options"), "nosniff");
+    let again = world.send("GET", "/", &[("if-none-match", page.header("etag"))], Vec::new()).await;
+    assert_eq!((again.status, again.text.as_str()), (304, ""));
+    let script = world.send("GET", "/page/main.js", &[], Vec::new()).await;
+    assert_eq!((script.status, script.header("content-type")), (200, "text/javascript; charset=utf-8"));
+    assert_eq!(world.send("POST", "/", &[], Vec::new()).await.status, 405);
+    assert_eq!(world.send("GET", "/page/none.js", &[], Vec::new()).await.status, 404);
+}
