@@ -266,7 +266,9 @@ fn nothing_is_lost_or_doubled_when_the_leader_is_killed() {
     });
     pair[0].start();
     pair[0].ready();
-    std::fs::copy(folders[0].path().join("ca.key"), folders[1].path().join("ca.key")).unwrap();
+    for key in ["ca.key", "wrapping.key"] {
+        std::fs::copy(folders[0].path().join(key), folders[1].path().join(key)).unwrap();
+    }
     pair[1].start();
     pair[1].waits_or_leads();
     let api = Api::new(folders[0].path(), &pair.each_ref().map(Coordinator::api));

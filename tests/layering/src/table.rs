@@ -210,11 +210,16 @@ pub const HEAVY: &[Heavy] = &[
             also("control-api", "keys and chains of its TLS"),
             also("service", "keys and chains of its TLS"),
             in_tests("engine", "keys for its tunnels"),
+            in_tests("coordinator", "finds the key that a browser is shown"),
         ],
     },
     Heavy {
         package: "x509-parser",
-        owners: &[owner("pki"), also("tunnel", "reads a peer's name from its certificate")],
+        owners: &[
+            owner("pki"),
+            also("tunnel", "reads a peer's name from its certificate"),
+            in_tests("coordinator", "finds the key that a browser is shown"),
+        ],
     },
     Heavy {
         package: "rcgen",

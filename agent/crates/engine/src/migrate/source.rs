@@ -193,6 +193,8 @@ pub(super) struct Owner {
     pub(super) tunnel: Option<ChannelTunnel>,
     /// Tunnels so far: an old one's end may be noticed after the next one came.
     tunnels: u64,
+    /// When the newest of them was made again.
+    redialled: Option<Instant>,
     /// The address that the last tunnel was made to.
     path: Option<Way>,
     /// Where the destination is reached, kept current by whoever asked for the migration.
@@ -263,6 +265,7 @@ pub async fn run(
         watchers: JoinSet::new(),
         tunnel: None,
         tunnels: 0,
+        redialled: None,
         path: None,
         ways,
         redialling: false,

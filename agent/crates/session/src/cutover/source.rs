@@ -251,7 +251,8 @@ fn step(state: &SourceState, event: SourceEvent) -> Option<(SourceState, Vec<Sou
             _ => None,
         },
         S::InDoubt => match event {
-            E::ContactBack | E::Restarted => Some((S::InDoubt, vec![A::Ask])),
+            // Also a connection that is lost before its answer came.
+            E::ContactLost | E::ContactBack | E::Restarted => Some((S::InDoubt, vec![A::Ask])),
             E::TakeBack => take_back,
             E::Verdict(Verdict::Revoked) => undo(REVOKED),
             E::NotRun | E::Verdict(Verdict::Burned) => undo("the destination did not start the guest"),

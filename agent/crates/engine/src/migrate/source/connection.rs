@@ -38,8 +38,13 @@ impl Owner {
         let (options, credentials) = (self.job.dial.clone(), self.context.credentials.clone());
         let (migration, signals, current) = (self.job.migration, self.signals.clone(), self.ways.clone());
         let longest = if self.recovery.owes() { recover::REDIAL_WITHIN } else { REDIAL.1 };
+        // Who takes connections and drops them at once is not dialled in a circle.
+        let dropped = self.redialled.is_some_and(|since| since.elapsed() < REDIAL.0);
         self.watchers.spawn(async move {
             let mut pause = REDIAL.0;
+            if dropped {
+                tokio::time::sleep(pause).await;
+            }
             loop {
                 // They may have changed since the last attempt.
                 let to = current.borrow().to.clone();

@@ -40,6 +40,7 @@ impl Owner {
             }
             Signal::Dialled(tunnel, way) => {
                 self.redialling = false;
+                self.redialled = Some(Instant::now());
                 self.take_tunnel(*tunnel, way);
                 self.apply(SourceEvent::ContactBack, todo);
                 self.rejoin().await;
