@@ -20,25 +20,6 @@ const DRIVER: &str = "chromedriver";
 /// What would be done by a page that writes names as markup.
 const HOSTILE: &str = "<img src=x onerror=\"document.title='broken'\"><b>'; DROP TABLE hosts; --";
 
-/// Whether there is a browser. If not, prints the SKIP line, or fails when it is required.
-fn have_browser(test: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let have = |name: &str| std::env::split_paths(&path).any(|folder| folder.join(name).is_file());
-    if have(DRIVER) && have("chromium") {
-        return true;
-    }
-    let required = std::env::var("NOVAFERRY_REQUIRE").unwrap_or_default();
-    assert!(
-        !required.split(',').any(|name| name == "browser"),
-        "{test} requires chromium and {DRIVER} (NOVAFERRY_REQUIRE={required})"
-    );
-    #[expect(clippy::print_stdout, reason = "a skipped test says so by name")]
-    {
-        println!("SKIP {test}: chromium or {DRIVER} is not installed");
-    }
-    false
-}
-
 /// SHA-256 of the key that the coordinator shows, as Chromium wants it: it knows no CA with an Ed25519 key.
 fn key_of(api: &str, state: &Path) -> String {
     let ca = CertificateDer::from_pem_file(state.join("ca.pem")).unwrap();
@@ -250,7 +231,7 @@ fn report(total_ms: u64, downtime_ms: u64) -> String {
 
 #[test]
 fn a_browser_shows_the_fleet_as_it_changes() {
-    if !have_browser("a_browser_shows_the_fleet_as_it_changes") {
+    if !hosts::have("browser", &[DRIVER, "chromium"], "a_browser_shows_the_fleet_as_it_changes") {
         return;
     }
     let state = tempfile::tempdir().unwrap();

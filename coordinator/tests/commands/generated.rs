@@ -3,24 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Whether `program` is in PATH. If not, prints the SKIP line, or fails when the capability is required.
-fn have(capability: &str, program: &str, test: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    if std::env::split_paths(&path).any(|folder| folder.join(program).is_file()) {
-        return true;
-    }
-    let required = std::env::var("NOVAFERRY_REQUIRE").unwrap_or_default();
-    assert!(
-        !required.split(',').any(|name| name == capability),
-        "{test} requires {program} (NOVAFERRY_REQUIRE={required})"
-    );
-    #[expect(clippy::print_stdout, reason = "a skipped test says so by name")]
-    {
-        println!("SKIP {test}: {program} is not installed");
-    }
-    false
-}
-
 #[track_caller]
 fn output(command: &mut Command) -> String {
     let output = command.output().unwrap();
@@ -68,7 +50,7 @@ fn bash_completes_commands_flags_and_values() {
 
 #[test]
 fn zsh_takes_its_script() {
-    if !have("shells", "zsh", "zsh_takes_its_script") {
+    if !hosts::have("shells", &["zsh"], "zsh_takes_its_script") {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -80,7 +62,7 @@ fn zsh_takes_its_script() {
 
 #[test]
 fn fish_completes_commands_and_flags() {
-    if !have("shells", "fish", "fish_completes_commands_and_flags") {
+    if !hosts::have("shells", &["fish"], "fish_completes_commands_and_flags") {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -108,7 +90,7 @@ fn every_command_has_a_manual_page() {
         let text = std::fs::read_to_string(folder.join(name)).unwrap();
         assert!(text.contains(".SH NAME") && text.contains(".SH OPTIONS"), "{name}");
     }
-    if !have("groff", "groff", "every_command_has_a_manual_page") {
+    if !hosts::have("groff", &["groff"], "every_command_has_a_manual_page") {
         return;
     }
     output(Command::new("groff").args(["-man", "-ww", "-z", "-Kutf8", "-Tutf8"]).args(&pages));

@@ -7,6 +7,7 @@
 //! [`Coordinator`] is `novaferry serve` as a process that can be killed, and [`Api`] asks it.
 
 mod api;
+mod capability;
 mod coordinator;
 mod fleet;
 mod host;
@@ -14,6 +15,7 @@ mod line;
 mod random;
 
 pub use api::{Answer, Api};
+pub use capability::have;
 pub use control_api::v1::{Intent, Progress};
 pub use coordinator::Coordinator;
 pub use fleet::{Fleet, Moved, Pace, Truth};
