@@ -101,7 +101,7 @@ lead() {
 say "A coordinator, and two hosts that join it by one-time tokens"
 mkdir -p "$work/coordinator" "$work/hosts"
 lead
-echo "the coordinator: agents dial $agents, people and programs ask https://$api"
+echo "the coordinator: agents dial $agents, people and programs ask https://$api; its page is https://$api/ (token: $work/coordinator/admin-token)"
 for host in host-a host-b; do
     token=$("$novaferry" host token --site demo --host "$host" --expires 10m)
     "$agent" join "$agents" "$token" --name "$host" --identity "$work/hosts/$host" >/dev/null ||
