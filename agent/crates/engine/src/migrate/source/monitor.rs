@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hypervisor::inventory::Process;
-use hypervisor::qmp::Qmp;
+use hypervisor::qmp::{EventKind, Qmp};
 
 use super::{Owner, Signal, chain};
 
@@ -23,6 +23,9 @@ impl Owner {
         self.watchers.spawn(async move {
             loop {
                 match events.next().await {
+                    // Nobody asks for them, and a QEMU that waits for its switchover makes thousands a second: behind
+                    // those the others would be late, or missed.
+                    Ok(event) if matches!(event.kind, EventKind::MigrationPass(_)) => {}
                     Ok(event) => {
                         if signals.send(Signal::Qemu(event.kind)).await.is_err() {
                             return;
