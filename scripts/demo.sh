@@ -129,7 +129,6 @@ folder = "$work/$host/vms"
 vmd = "$work/$host/vmd.sock"
 runtime = "$work/$host"
 [migrate_in]
-allow = ["host-a", "host-b"]
 pool = "fast"
 boot = "$boot"
 TOML

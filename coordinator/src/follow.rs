@@ -231,6 +231,10 @@ fn verdict(migration: &Migration) -> Option<Result<String, Failure>> {
                 "see the runbook; then: novaferry migration resolve {id} --keep source|destination --other-side-is-off"
             ),
         ),
+        State::Proving if let Some(why) = &migration.unproven => doubt(
+            format!("{vm} runs at {destination}, but it is not proven that it arrived whole: {}", plain(why)),
+            &format!("see the logs of both hosts; `novaferry migration receipts {id}` shows what was signed"),
+        ),
         State::Queued | State::Moving | State::CuttingOver | State::Proving | State::Undoing => None,
     }
 }

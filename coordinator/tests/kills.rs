@@ -139,7 +139,7 @@ fn check(api: &Api, fleet: &Fleet, asked: &[Asked], all: &[Value]) {
         let id = one["id"].as_str().unwrap();
         let Some(moved) = truth.moves.get(id) else {
             // Cancelled before its host had heard of it.
-            assert_eq!((&one["state"], &one["wish"]), (&json!("refused"), &json!("cancel")), "{one}");
+            assert_eq!((&one["state"], &one["wish"]), (&json!("undone"), &json!("cancel")), "{one}");
             let stays = [(one["source"].as_str().unwrap().to_owned(), true)];
             assert_eq!(truth.vms[one["vm"].as_str().unwrap()], stays, "{one}");
             continue;

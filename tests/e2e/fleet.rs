@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use guest::{Linux, Options, Settings, Timeline, Vm};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::harness::collector::Collector;
 use crate::harness::vms::VmHost;
@@ -237,6 +237,12 @@ fn an_operator_moves_a_guest_and_the_coordinator_dies_meanwhile() {
     let last = watched.last().unwrap();
     assert_eq!(last["state"], "completed", "{last}");
     assert!(last["at_source"]["report"]["report"]["downtime_ms"].as_u64().is_some(), "{last}");
+    // The destination signed for the disks that the source had.
+    let proof = &last["proof"];
+    assert_eq!((&proof["by"], &proof["both"]), (&json!("host-b"), &json!(true)), "{last}");
+    let receipts = coordinator.ask(&["migration", "receipts", &id]);
+    assert_eq!(receipts[0][0]["root"], proof["disks"][0]["root"], "{receipts:?}");
+    assert!(proof["disks"][0]["root"].as_str().is_some_and(|root| root.len() == 64), "{last}");
     let there = destination.serial(VM);
     there.wait_for_heartbeats(15, HANG).unwrap_or_else(|error| panic!("{error}: {}", there.text()));
     Timeline::join(&[guest.serial(), &there]).check(2).unwrap();

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use control_api::v1::from_agent::What as Said;
 use control_api::v1::to_agent::What as Told;
-use control_api::v1::{Beat, Certificate, FromAgent, Hello, Renew, ToAgent};
+use control_api::v1::{Beat, Certificate, FromAgent, Hello, Meet, Renew, ToAgent, Took};
 use control_api::{PROTOCOL, PROTOCOL_LEAST, dial, mutual};
 use pki::{Identity, IdentityParts, IdentityPaths, NewKey};
 use tokio::sync::mpsc;
@@ -33,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How often migrations are looked at, and how many of these looks lie between two at the host.
 const LOOK: Duration = Duration::from_secs(1);
 const LOOKS_A_HOST: u32 = 5;
+/// Longest that another host is let look how this one is reached.
+const MOST_MET: Duration = Duration::from_secs(60);
 /// Messages that wait for the coordinator.
 const WAITING: usize = 16;
 
@@ -120,6 +122,7 @@ impl Line {
             addresses: self.reached.clone(),
             now_ms: now_ms(),
             probes: true,
+            expects: true,
         };
         say(&said, Said::Hello(hello)).await?;
         let mut told = client.connect(ReceiverStream::new(outbound)).await?.into_inner();
@@ -160,9 +163,17 @@ impl Line {
                     let Some(ToAgent { what }) = message? else { return Err(Ended::Coordinator("closed the line")) };
                     match what {
                         Some(Told::Intent(intent)) => {
+                            // First: the other host's part waits for it.
+                            if self.wishes.welcome(&intent) {
+                                say(said, Said::Took(Took { number: intent.number })).await?;
+                            }
                             for refused in self.wishes.take(intent).await {
                                 say(said, Said::Refused(refused)).await?;
                             }
+                        }
+                        Some(Told::Meet(Meet { peer, for_ms })) => {
+                            let time = Duration::from_millis(u64::from(for_ms)).min(MOST_MET);
+                            self.wishes.meet(peer, time);
                         }
                         Some(Told::Probe(wanted)) => probes.begin(wanted, &self.paths),
                         Some(Told::Certificate(certificate)) => self.certificate(certificate, &mut asked)?,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use control_api::v1::{Host, Moves, Observed, Pool, Progress, Vm};
+use control_api::v1::{Host, Moves, Observed, Pool, Progress, Receipts, Root, Vm};
 use serde_json::json;
 
 use crate::control::migration::{ListedAccess, ListedVm, Shown, role_name};
@@ -61,7 +61,7 @@ impl Looks {
         };
         let news: Vec<Progress> = all
             .iter()
-            .map(progress)
+            .map(|shown| progress(shown, &self.desk))
             .filter(|progress| self.moves.get(&progress.id) != Some(progress))
             .collect();
         self.moves.extend(news.iter().map(|progress| (progress.id.clone(), progress.clone())));
@@ -127,7 +127,7 @@ fn vm(vm: ListedVm) -> Vm {
     Vm { id: vm.id, name: vm.name, state: vm.state, access: access.to_owned(), reason }
 }
 
-fn progress(shown: &Shown) -> Progress {
+fn progress(shown: &Shown, desk: &Desk) -> Progress {
     let (record, live) = (&shown.status.record, &shown.status.live);
     let report = json!({ "text": text::state(&record.role), "report": record.report, "findings": shown.status.findings });
     Progress {
@@ -145,6 +145,12 @@ fn progress(shown: &Shown) -> Progress {
         rate: live.rate,
         expected_downtime_ms: live.expected_downtime_ms,
         report: report.to_string(),
+        receipts: desk.receipts(record).map(|json| Receipts { json }),
+        roots: record
+            .roots
+            .iter()
+            .map(|root| Root { disk: root.disk.clone(), root: root.root.clone() })
+            .collect(),
     }
 }
 

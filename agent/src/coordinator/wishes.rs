@@ -1,9 +1,12 @@
-//! What the coordinator wants, carried out: each migration is begun once, and each wish is passed on once a line.
+//! What the coordinator wants, carried out: each migration is begun once, and each wish is passed on once a line. What
+//! it expects to come is let in.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use control_api::v1::{Intent, Migration, Mode as WantedMode, Refused, Wish};
+use control_api::v1::{Expected, Intent, Migration, Mode as WantedMode, Refused, Wish};
+use engine::migrate::destination::Arrival;
 use engine::migrate::record::Role;
 use engine::migrate::status::{Choice, Command};
 
@@ -12,12 +15,20 @@ use crate::daemon::Desk;
 
 /// The newest generation that was seen, in the state folder.
 const SEEN: &str = "coordinator-generation";
+/// What is expected, in the state folder: a restart without the coordinator goes on with it. JSON.
+const EXPECTED: &str = "coordinator-expects";
+/// Most that is expected at once.
+const MOST_EXPECTED: usize = 1024;
+/// Longest name that is believed, bytes.
+const LONGEST: usize = 256;
 
 /// The wishes of one coordinator.
 #[derive(Debug)]
 pub(super) struct Wishes {
     desk: Desk,
     file: PathBuf,
+    expects: PathBuf,
+    expected: Vec<Arrival>,
     seen: u64,
     passed_on: HashMap<String, Wish>,
 }
@@ -26,7 +37,10 @@ impl Wishes {
     pub(super) fn open(desk: Desk, state: &Path) -> Self {
         let file = state.join(SEEN);
         let seen = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
-        Self { desk, file, seen, passed_on: HashMap::new() }
+        let expects = state.join(EXPECTED);
+        let expected = read_expected(&expects);
+        desk.arrivals().expect(expected.clone());
+        Self { desk, file, expects, expected, seen, passed_on: HashMap::new() }
     }
 
     /// The newest generation that was seen.
@@ -37,6 +51,15 @@ impl Wishes {
     /// A new line: what was passed on before may not have arrived.
     pub(super) fn forget(&mut self) {
         self.passed_on.clear();
+    }
+
+    /// Lets in what is expected, unless the intent is an older one: then false.
+    pub(super) fn welcome(&mut self, intent: &Intent) -> bool {
+        let holds = intent.generation >= self.seen;
+        if holds {
+            self.expect(&intent.expected);
+        }
+        holds
     }
 
     /// Does what is wanted, as far as it is not done; gives what cannot be begun.
@@ -70,6 +93,37 @@ impl Wishes {
             }
         }
         refused
+    }
+
+    /// A host may look how this one is reached.
+    pub(super) fn meet(&self, peer: String, time: Duration) {
+        if peer.len() <= LONGEST {
+            self.desk.arrivals().meet(peer, time);
+        }
+    }
+
+    /// Lets these in, and nobody else on the coordinator's word.
+    fn expect(&mut self, expected: &[Expected]) {
+        let short = |text: &str| text.len() <= LONGEST;
+        let expected = expected.iter().take(MOST_EXPECTED);
+        let expected = expected.filter(|one| short(&one.migration) && short(&one.vm) && short(&one.from));
+        let expected: Vec<_> = expected
+            .map(|Expected { migration, vm, from }| Arrival {
+                migration: migration.clone(),
+                vm: vm.clone(),
+                from: from.clone(),
+            })
+            .collect();
+        if expected == self.expected {
+            return;
+        }
+        let text = serde_json::to_vec_pretty(&expected).unwrap_or_default();
+        // It holds all the same until a restart, after which the coordinator says it again.
+        if let Err(error) = pki::write_public(&self.expects, &text) {
+            tracing::warn!(%error, file = %self.expects.display(), "cannot keep what the coordinator expects");
+        }
+        self.desk.arrivals().expect(expected.clone());
+        self.expected = expected;
     }
 
     async fn one(&mut self, wanted: &Migration) -> Result<(), String> {
@@ -110,6 +164,21 @@ impl Wishes {
             }
             (None, None) if wish == Wish::Arrive => self.desk.migrate_as(id, &asked(wanted)?).await,
             (None, _) => Err("it had not begun here".to_owned()),
+        }
+    }
+}
+
+/// What was expected when the daemon stopped.
+fn read_expected(file: &Path) -> Vec<Arrival> {
+    match std::fs::read(file) {
+        Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
+            tracing::warn!(%error, file = %file.display(), "what the coordinator expected is not known");
+            Vec::new()
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => {
+            tracing::warn!(%error, file = %file.display(), "what the coordinator expected is not known");
+            Vec::new()
         }
     }
 }
@@ -166,12 +235,35 @@ mod tests {
         let mut wishes = Wishes::open(Desk::closed(folder.path()), folder.path());
         assert_eq!(wishes.seen(), 0);
         let wanted = Migration { id: "x".to_owned(), wish: Wish::Arrive.into(), ..Migration::default() };
-        let intent = |generation| Intent { generation, migrations: vec![wanted.clone()] };
+        let intent =
+            |generation| Intent { generation, migrations: vec![wanted.clone()], ..Intent::default() };
         assert_eq!(wishes.take(intent(7)).await.len(), 1, "the id is none");
         assert_eq!(wishes.take(intent(6)).await, []);
         assert_eq!(wishes.take(intent(7)).await.len(), 1);
         let again = Wishes::open(Desk::closed(folder.path()), folder.path());
         assert_eq!(again.seen(), 7);
+    }
+
+    #[tokio::test]
+    async fn what_is_expected_is_let_in_until_it_is_not_also_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let desk = || Desk::closed(folder.path());
+        let mut wishes = Wishes::open(desk(), folder.path());
+        let one =
+            |vm: &str| Expected { migration: "ab".repeat(16), vm: vm.to_owned(), from: "host-a".to_owned() };
+        let intent = |generation, expected| Intent { generation, expected, ..Intent::default() };
+        assert!(wishes.welcome(&intent(7, vec![one("web"), one(&"x".repeat(300))])));
+        wishes.take(intent(7, Vec::new())).await;
+        let expected =
+            vec![Arrival { migration: "ab".repeat(16), vm: "web".to_owned(), from: "host-a".to_owned() }];
+        assert_eq!(wishes.expected, expected);
+        assert_eq!(Wishes::open(desk(), folder.path()).expected, expected);
+        assert!(!wishes.welcome(&intent(6, Vec::new())), "it is older");
+        assert_eq!(wishes.expected, expected);
+        assert!(wishes.welcome(&intent(8, Vec::new())));
+        assert_eq!(Wishes::open(desk(), folder.path()).expected, []);
+        std::fs::write(folder.path().join(EXPECTED), "{").unwrap();
+        assert_eq!(Wishes::open(desk(), folder.path()).expected, []);
     }
 
     #[test]

@@ -136,12 +136,19 @@ impl Migrations {
     pub(super) fn open(config: &Config, with: With) -> Result<(Self, Desk), Failure> {
         let records = Records::open(&config.state)?;
         let (sender, errands) = mpsc::channel(ERRANDS);
-        let desk = Desk::new(sender, records.clone(), places(&config.vms));
+        let policy = Arc::new(policy(&config.migrate_in));
+        let desk = Desk::new(
+            sender,
+            records.clone(),
+            places(&config.vms),
+            policy.arrivals.clone(),
+            with.shows.clone(),
+        );
         let migrations = Self {
             with,
             records,
             vms: config.vms.clone(),
-            policy: Arc::new(policy(&config.migrate_in)),
+            policy,
             port: config.listen.port(),
             most: usize::try_from(config.limits.migrations).unwrap_or(usize::MAX),
             errands,
@@ -366,12 +373,7 @@ impl Migrations {
             Some(Record { role: Role::Source { .. }, .. }) => Err(away()),
             Some(record) if record.peer != peer => Err(anothers()),
             Some(record) => Ok(Some(record)),
-            None if !self.policy.allow.iter().any(|allowed| allowed == peer) => Err((
-                FailCode::NotAuthorised,
-                format!(
-                    "{peer} may not move VMs here; add it to `allow` of [migrate_in] in agent.toml there"
-                ),
-            )),
+            None if !self.policy.hears(peer) => Err((FailCode::NotAuthorised, destination::stranger(peer))),
             None if self.busy() >= self.most => Err((
                 FailCode::Overloaded,
                 "too many migrations run here; wait for one to end, or raise `migrations` of [limits] there"
@@ -515,6 +517,7 @@ fn policy(from: &MigrateIn) -> destination::Policy {
     let MigrateIn { allow, pool, default_bridge, bridges, boot, firmware, ram_cache: _ } = from.clone();
     destination::Policy {
         allow: allow.iter().map(ToString::to_string).collect(),
+        arrivals: destination::Arrivals::default(),
         pool: pool.map(|pool| pool.to_string()),
         bridges,
         default_bridge,

@@ -1,7 +1,7 @@
 //! `migration show`, `host show` and `vm show` for people.
 
 use model::host::{Host, Vm};
-use model::migration::{Migration, Mode, Progress, Wish};
+use model::migration::{Migration, Mode, Progress, Proof, Wish};
 use serde_json::Value;
 
 use super::units::{bytes, span, speed, when};
@@ -68,7 +68,19 @@ fn summary(migration: &Migration) -> Vec<(&'static str, String)> {
     if let Some(why) = &migration.refusal {
         fields.push(("refused", why.clone()));
     }
+    if let Some(proof) = &migration.proof {
+        fields.push(("proof", proven(proof)));
+    }
+    if let Some(why) = &migration.unproven {
+        fields.push(("not proven", why.clone()));
+    }
     fields
+}
+
+fn proven(proof: &Proof) -> String {
+    let size = proof.disks.iter().fold(0_u64, |sum, disk| sum.saturating_add(disk.bytes));
+    let same = if proof.both { "the same at both ends" } else { "the source does not say" };
+    format!("{} disks of {}, {same}, signed by {}", proof.disks.len(), bytes(size), proof.by)
 }
 
 /// What both hosts said last, line by line.

@@ -1,17 +1,17 @@
 //! `migration`: VMs that move.
 
 use clap::{Subcommand, ValueEnum};
-use model::migration::Wish;
+use model::migration::{Migration, Proven, Wish};
 use serde_json::{Value, json};
 
 use super::detail;
 use super::pick::pick;
 use super::show::{Column, ListArgs, said, text};
-use super::units::when;
+use super::units::{bytes, when};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::follow::{follow, short};
-use crate::output::{self, Format};
+use crate::output::{self, Format, plain};
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum Keep {
@@ -49,6 +49,17 @@ the destination is lost: see `novaferry migration resolve`.
 Example:
   novaferry migration watch 4f2a")]
     Watch {
+        /// Its id, or the first digits of it.
+        id: String,
+    },
+    /// Shows what the destination signed for: each disk, and its Merkle root.
+    #[command(after_help = "\
+With --output json it is the receipts as they were signed; one of them in a file can be held against
+the disk by `novaferry-agent verify`.
+
+Example:
+  novaferry migration receipts 4f2a --output json")]
+    Receipts {
         /// Its id, or the first digits of it.
         id: String,
     },
@@ -119,6 +130,7 @@ pub(super) fn migration(client: &Client, command: MigrationCommand, format: Form
             }
             Ok(())
         }
+        MigrationCommand::Receipts { id } => receipts(client, &find(client, &id)?, format),
         MigrationCommand::Watch { id } => follow(client, &find(client, &id)?, format),
         MigrationCommand::Cancel { id } => wish(&id, Wish::Cancel, false),
         MigrationCommand::Finalise { id } => wish(&id, Wish::Finalise, false),
@@ -130,5 +142,34 @@ pub(super) fn migration(client: &Client, command: MigrationCommand, format: Form
             };
             wish(&id, keep, other_side_is_off)
         }
+    }
+}
+
+fn receipts(client: &Client, id: &str, format: Format) -> Result<(), Failure> {
+    let migration: Migration = client.get(&format!("/v1/migrations/{id}"))?;
+    let signed = migration.at_destination.and_then(|end| end.receipts);
+    match (format, migration.proof, signed) {
+        (Format::Text, Some(proof), _) => {
+            let row = |disk: Proven| {
+                let how = if disk.read_back { "read back" } else { "as it arrived" };
+                vec![disk.disk, bytes(disk.bytes), disk.root, how.to_owned()]
+            };
+            output::table(&["DISK", "SIZE", "ROOT", "CHECKED"], proof.disks.into_iter().map(row));
+            Ok(())
+        }
+        (Format::Text, None, Some(_)) => {
+            let why =
+                migration.unproven.unwrap_or_else(|| "the source has not said its disks yet".to_owned());
+            Err(Failure::new("migration-unproven", plain(&why), "see what was signed with --output json"))
+        }
+        (_, _, Some(signed)) => {
+            output::value(format, &signed);
+            Ok(())
+        }
+        (_, _, None) => Err(Failure::new(
+            "migration-unsigned",
+            format!("{} has signed nothing yet", migration.destination),
+            "it does once the VM is its own for good, if its release is not an older one",
+        )),
     }
 }

@@ -31,11 +31,16 @@ pub(crate) struct VmHost<'a> {
 impl<'a> VmHost<'a> {
     /// A host that takes VMs of host-a and host-b, with the guest's kernel in its boot folder.
     pub(crate) fn new(harness: &'a Harness, name: &str, linux: Option<&Linux>) -> Self {
-        Self::with(harness, name, linux, "")
+        Self::with(harness, name, linux, "", &["host-a", "host-b"])
     }
 
-    /// The same with further sections of its configuration.
-    fn with(harness: &'a Harness, name: &str, linux: Option<&Linux>, more: &str) -> Self {
+    /// A host of a coordinator's fleet, with further sections of its configuration: who may come is the coordinator's to
+    /// say alone.
+    fn of_fleet(harness: &'a Harness, name: &str, linux: Option<&Linux>, more: &str) -> Self {
+        Self::with(harness, name, linux, more, &[])
+    }
+
+    fn with(harness: &'a Harness, name: &str, linux: Option<&Linux>, more: &str, allow: &[&str]) -> Self {
         // Sockets' paths are short by law, and the build's folder may be deep.
         let folder = harness.path(name);
         let (vms, boot, firmware) = (folder.join("vms"), folder.join("boot"), folder.join("firmware"));
@@ -50,9 +55,12 @@ impl<'a> VmHost<'a> {
         let mut text = more.to_owned();
         writeln!(text, "[vms]\nfolder = {vms:?}\nvmd = {:?}\nruntime = {folder:?}", folder.join("vmd.sock"))
             .unwrap();
-        writeln!(text, "[migrate_in]\nallow = [\"host-a\", \"host-b\"]\npool = \"{POOL}\"\nboot = {boot:?}\nfirmware = {firmware:?}")
-            .unwrap();
-        let host = harness.host(name).with_config(&text).with_pushers(&["host-a", "host-b"]);
+        writeln!(
+            text,
+            "[migrate_in]\nallow = {allow:?}\npool = \"{POOL}\"\nboot = {boot:?}\nfirmware = {firmware:?}"
+        )
+        .unwrap();
+        let host = harness.host(name).with_config(&text).with_pushers(allow);
         Self { harness, host, folder, agent: RefCell::default(), vmd: RefCell::default() }
     }
 
@@ -63,7 +71,7 @@ impl<'a> VmHost<'a> {
         linux: Option<&Linux>,
         coordinator: &str,
     ) -> Self {
-        Self::with(harness, name, linux, &format!("[coordinator]\naddress = \"{coordinator}\"\n"))
+        Self::of_fleet(harness, name, linux, &format!("[coordinator]\naddress = \"{coordinator}\"\n"))
     }
 
     /// The same, of a coordinator's fleet, reached also by a relay on the network `relay`.
@@ -80,7 +88,7 @@ impl<'a> VmHost<'a> {
         let text = format!(
             "[coordinator]\naddress = \"{coordinator}\"\nadvertise = [\"relay={near}\", \"{address}\"]\n"
         );
-        let made = Self::with(harness, name, linux, &text);
+        let made = Self::of_fleet(harness, name, linux, &text);
         made.host.set_address(address);
         (made, relay)
     }
@@ -95,7 +103,7 @@ impl<'a> VmHost<'a> {
     ) -> Self {
         let more =
             format!("[coordinator]\naddress = \"{coordinator}\"\n[otlp]\nendpoint = \"{collector}\"\n");
-        Self::with(harness, name, linux, &more)
+        Self::of_fleet(harness, name, linux, &more)
     }
 
     /// Starts vmd and the agent.

@@ -150,6 +150,8 @@ impl Fleet {
             joining.join_all().await
         });
         for (index, identity) in joined {
+            let signer = identity.signer(&hosts[index].0);
+            shared.world().sign_with(index, signer);
             runtime.spawn(agent::run(Arc::clone(&shared), index, identity, Random::new(random.number())));
         }
         Self { shared, runtime }

@@ -6,7 +6,10 @@ use control_api::v1::from_agent::What as Said;
 use control_api::v1::to_agent::What as Told;
 use control_api::v1::{self, FromAgent, Hello, ToAgent, Welcome};
 use control_api::{JoinToken, PROTOCOL, PROTOCOL_LEAST, dial, mutual, pinned};
+use ed25519_dalek::SigningKey;
+use ed25519_dalek::pkcs8::DecodePrivateKey as _;
 use pki::NewKey;
+use receipt::ReceiptSigner;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::sync::mpsc;
@@ -73,6 +76,14 @@ pub(crate) async fn join(agents: &str, token: &str, name: &str) -> Result<Identi
         key: key.der().map_err(|error| why(&error))?.to_vec(),
         authority: certificate(&given.authorities)?,
     })
+}
+
+impl Identity {
+    /// Signs receipts as this host.
+    pub(crate) fn signer(&self, name: &str) -> ReceiptSigner {
+        let key = SigningKey::from_pkcs8_der(&self.key).expect("a key of our own");
+        ReceiptSigner::new(key, pki::to_pem(&self.chain), name.to_owned())
+    }
 }
 
 /// What a simulated agent says first.

@@ -45,10 +45,22 @@ pub const CRATES: &[Row] = &[
     Row { name: "hypervisor", folder: "agent/crates/hypervisor", uses: Uses::Only(&["volume"]), pure: false },
     Row { name: "trace", folder: "agent/crates/trace", uses: Uses::Only(&[]), pure: false },
     Row { name: "pki", folder: "agent/crates/pki", uses: Uses::Only(&[]), pure: false },
+    // Both ends of a move and the coordinator read them.
+    Row { name: "receipt", folder: "agent/crates/receipt", uses: Uses::Only(&[]), pure: true },
     Row {
         name: "engine",
         folder: "agent/crates/engine",
-        uses: Uses::Only(&["volume", "wire", "reduce", "disk", "session", "tunnel", "hypervisor", "trace"]),
+        uses: Uses::Only(&[
+            "volume",
+            "wire",
+            "reduce",
+            "disk",
+            "session",
+            "tunnel",
+            "hypervisor",
+            "receipt",
+            "trace",
+        ]),
         pure: false,
     },
     Row { name: "control-api", folder: "agent/crates/control-api", uses: Uses::Only(&[]), pure: false },
@@ -78,7 +90,7 @@ pub const CRATES: &[Row] = &[
     Row {
         name: "service",
         folder: "coordinator/crates/service",
-        uses: Uses::Only(&["model", "planner", "store", "pki", "control-api", "trace"]),
+        uses: Uses::Only(&["model", "planner", "store", "pki", "control-api", "receipt", "trace"]),
         pure: false,
     },
     Row {

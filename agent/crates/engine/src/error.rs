@@ -56,6 +56,12 @@ pub enum EngineError {
     Interrupted,
 }
 
+impl From<receipt::ReceiptError> for EngineError {
+    fn from(error: receipt::ReceiptError) -> Self {
+        Self::Corrupt(error.to_string())
+    }
+}
+
 impl EngineError {
     /// A failed operation on a sidecar file.
     pub(crate) fn sidecar(op: &'static str, path: &Path, source: std::io::Error) -> Self {

@@ -14,10 +14,11 @@ pub mod migrate;
 pub mod pool;
 pub mod process;
 pub mod progress;
-pub mod receipt;
 pub mod receive;
 pub mod send;
 pub mod target;
 pub mod transfer;
 
 pub use error::EngineError;
+// What this crate issues and hands out.
+pub use receipt;

@@ -33,10 +33,10 @@ use crate::error::EngineError;
 use crate::keyed::Keyed;
 use crate::pool::PoolContent;
 use crate::progress::Progress;
-use crate::receipt::{Body, Receipt, ReceiptSigner, Verified};
 use crate::target::{Before, Target};
 use apply::{Applier, assembly_buffers};
 use declare::{Declared, Describer};
+use receipt::{Body, Receipt, ReceiptMode, ReceiptSigner, Verified};
 
 /// Control frames that wait for the tunnel before the machine is asked for more.
 const CONTROL_QUEUE: usize = 32;
@@ -301,7 +301,11 @@ async fn finish(
         key_id: with.grant.key_id.to_string(),
         generation: with.grant.generation.0,
         session: with.session.to_string(),
-        mode: with.mode.into(),
+        mode: match with.mode {
+            wire::Mode::Create => ReceiptMode::Create,
+            wire::Mode::ResyncTrusted => ReceiptMode::ResyncTrusted,
+            wire::Mode::ResyncFull => ReceiptMode::ResyncFull,
+        },
         verified: if with.readback { Verified::Readback } else { Verified::Sink },
         owner: with.owner.clone(),
         receiver: with.receiver_name.clone(),

@@ -35,10 +35,10 @@ use crate::error::EngineError;
 use crate::folder::Folder;
 use crate::journal::{self, HeaderV1, Journal};
 use crate::leaves::LeafFile;
-use crate::receipt::Receipt;
 use meta::{Format, Meta, Stamp, State};
 pub use place::Home;
 use place::Place;
+use receipt::Receipt;
 
 const META: &str = "meta";
 const JOURNAL: &str = "journal";
@@ -460,7 +460,7 @@ impl Target {
 
     /// The receipt of a volume that this session has sealed already.
     pub fn existing_receipt(&self) -> Result<Option<Receipt>, EngineError> {
-        self.home.sidecar().read(RECEIPT)?.map(|bytes| Receipt::parse(&bytes)).transpose()
+        Ok(self.home.sidecar().read(RECEIPT)?.map(|bytes| Receipt::parse(&bytes)).transpose()?)
     }
 
     /// Seals the volume: leaf table, receipt and `meta` become durable, then the file gets its name. The target must

@@ -20,7 +20,7 @@ use crate::ends::LocalVolume;
 use crate::error::EngineError;
 use crate::process::Process;
 use crate::progress::{Progress, Snapshot};
-use crate::receipt::{Receipt, ReceiptSigner};
+use receipt::{Receipt, ReceiptSigner};
 
 /// How long each step of the handshake may take. Opening a target replays its journal: seconds for terabytes.
 const HANDSHAKE: Duration = Duration::from_secs(60);

@@ -396,7 +396,7 @@ async fn readback_is_in_the_receipt() {
     context.options.readback = true;
     context.options.level = reduce::Mode::Fixed(3);
     let summary = pair.push_with(&context, "disk").await.unwrap();
-    assert_eq!(summary.receipt.body.verified, novaferry_engine::receipt::Verified::Readback);
+    assert_eq!(summary.receipt.body.verified, receipt::Verified::Readback);
     pair.assert_equal("disk");
 }
 

@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use engine::migrate::destination::{Arrivals, receipts_of};
 use engine::migrate::record::{Record, Records};
 use engine::migrate::source::Ways;
 use engine::migrate::status::{Command, Live, Status};
 use hypervisor::inventory::{self, Access, Places, State, Vm};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tunnel::Incoming;
 use volume::SessionId;
 use wire::FailCode;
 
-use super::{Errand, Statuses, job};
+use super::{Errand, Shows, Statuses, job};
 use crate::control::migration::{ListedAccess, ListedMigration, ListedVm, Migrate, Shown};
 use crate::failure::with_causes;
 use crate::output::migration::short;
@@ -29,6 +30,9 @@ pub struct Desk {
     errands: mpsc::Sender<Errand>,
     records: Records,
     places: Places,
+    arrivals: Arrivals,
+    /// Signs receipts; none behind which nobody works.
+    shows: Option<watch::Receiver<Shows>>,
 }
 
 /// A migration that is remembered.
@@ -39,15 +43,32 @@ struct Known {
 }
 
 impl Desk {
-    pub(super) fn new(errands: mpsc::Sender<Errand>, records: Records, places: Places) -> Self {
-        Self { errands, records, places }
+    pub(super) fn new(
+        errands: mpsc::Sender<Errand>,
+        records: Records,
+        places: Places,
+        arrivals: Arrivals,
+        shows: watch::Receiver<Shows>,
+    ) -> Self {
+        Self { errands, records, places, arrivals, shows: Some(shows) }
     }
 
     /// One behind which nobody works.
     #[cfg(test)]
     pub(crate) fn closed(state: &std::path::Path) -> Self {
         let (errands, _nobody) = mpsc::channel(1);
-        Self { errands, records: Records::open(state).unwrap(), places: Places::default() }
+        let (records, arrivals) = (Records::open(state).unwrap(), Arrivals::default());
+        Self { errands, records, places: Places::default(), arrivals, shows: None }
+    }
+
+    /// Who may come because the coordinator says so.
+    pub(crate) fn arrivals(&self) -> &Arrivals {
+        &self.arrivals
+    }
+
+    /// The receipts of a VM that came here for good, JSON; none before that.
+    pub(crate) fn receipts(&self, record: &Record) -> Option<Vec<String>> {
+        receipts_of(record, &self.shows.as_ref()?.borrow().signer)
     }
 
     /// Hands a peer's request over.

@@ -46,6 +46,8 @@ pub struct Observed {
     pub kvm: bool,
     /// Version of its QEMU, such as `10.0.2`; empty when it has none, or an older agent does not say.
     pub qemu: String,
+    /// Its agent lets in what this coordinator sends, whatever `allow` of its settings says; an older one does not.
+    pub expects: bool,
     /// Where disks can be put.
     pub pools: Vec<Pool>,
     /// Its virtual machines.

@@ -3,6 +3,8 @@
 //! The hosts decide who may run the VM (`session::cutover` in the agent). The coordinator starts them, watches, and passes
 //! on what operators wish: its state is a reading of theirs, so that losing the coordinator loses nothing.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -92,6 +94,44 @@ pub struct Progress {
     pub expected_downtime_ms: u64,
     /// The agent's report: forecast, figures, findings.
     pub report: serde_json::Value,
+    /// Its agent says receipts and roots; an older one does not.
+    pub signs: bool,
+    /// At the destination, once the VM is its own: what it signed, one a disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub receipts: Option<Vec<serde_json::Value>>,
+    /// At the source, from the cut-over on: its disks then, and their Merkle roots.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub roots: BTreeMap<String, String>,
+}
+
+/// What the destination signed, as the coordinator checked it: by whom, for which migration, and that the source had the
+/// same.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "schema", schema(as = MigrationProof))]
+pub struct Proof {
+    /// Who signed.
+    pub by: Name,
+    /// When the disks were so, by its clock.
+    pub at: Timestamp,
+    /// The source said the same of its disks; false when its agent is one that does not say.
+    pub both: bool,
+    /// The disks.
+    pub disks: Vec<Proven>,
+}
+
+/// A disk that came over whole.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Proven {
+    /// Its id in the VM.
+    pub disk: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Merkle root of what it holds, 64 hexadecimal digits.
+    pub root: String,
+    /// It was read again from the medium at both ends.
+    pub read_back: bool,
 }
 
 /// Where a migration stands.
@@ -192,6 +232,12 @@ pub struct Migration {
     pub at_destination: Option<Progress>,
     /// Why the source would not begin.
     pub refusal: Option<String>,
+    /// What shows that it all arrived.
+    #[serde(default)]
+    pub proof: Option<Proof>,
+    /// Why what the destination signed is not believed; then the migration does not count as done.
+    #[serde(default)]
+    pub unproven: Option<String>,
     /// The plan that it is a part of.
     #[serde(default)]
     pub plan: Option<String>,
@@ -227,12 +273,15 @@ impl Migration {
     pub fn read(&self) -> State {
         use State as S;
         if self.refusal.is_some() {
-            return S::Refused;
+            // It was taken back before the source had begun.
+            return if self.wish == Wish::Cancel { S::Undone } else { S::Refused };
         }
         let Some(source) = &self.at_source else { return S::Queued };
         let there = self.at_destination.as_ref().map(|progress| progress.state.as_str());
         // The source gives its copy up after the destination's proof. A source that says so alone is not believed.
         let runs_there = matches!(there, Some("running" | "finalised"));
+        let signs = self.at_destination.as_ref().is_some_and(|progress| progress.signs);
+        let proven = self.proof.is_some() || !signs;
         match source.state.as_str() {
             "preparing" if self.options.dry_run && source.over => S::Rehearsed,
             "preparing" | "mirroring" | "pre-copy" => S::Moving,
@@ -240,7 +289,7 @@ impl Migration {
             "in-doubt" => S::InDoubt,
             "running" => S::Proving,
             "proven" if runs_there && self.options.hold && self.wish != Wish::Finalise => S::Held,
-            "finalised" if runs_there => S::Completed,
+            "finalised" if runs_there && proven => S::Completed,
             "proven" | "finalised" => S::Proving,
             "destination-lost" => S::DestinationLost,
             "taking-back" | "undoing" => S::Undoing,
@@ -311,6 +360,8 @@ mod tests {
             at_source: source.map(|(state, over)| progress(state, over)),
             at_destination: destination.map(|state| progress(state, false)),
             refusal: None,
+            proof: None,
+            unproven: None,
             plan: None,
             link: None,
             needs: Needs::default(),
@@ -357,6 +408,16 @@ mod tests {
     }
 
     #[test]
+    fn a_destination_that_signs_must_show_it() {
+        let mut moved = migration(Some(("finalised", true)), Some("finalised"));
+        moved.at_destination.as_mut().unwrap().signs = true;
+        assert_eq!(moved.read(), State::Proving);
+        let by = "host-b".parse().unwrap();
+        moved.proof = Some(Proof { by, at: Timestamp::UNIX_EPOCH, both: true, disks: Vec::new() });
+        assert_eq!(moved.read(), State::Completed);
+    }
+
+    #[test]
     fn a_copy_is_held_until_it_is_given_up() {
         let mut held = migration(Some(("proven", false)), Some("running"));
         assert_eq!(held.state, State::Proving, "it will be given up");
@@ -376,6 +437,8 @@ mod tests {
         let mut refused = migration(None, None);
         refused.refusal = Some("there is no such VM".to_owned());
         assert_eq!(refused.read(), State::Refused);
+        refused.wish(Wish::Cancel).unwrap();
+        assert_eq!(refused.read(), State::Undone);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use model::audit::Deed;
 use model::{Name, Timestamp};
-use pki::{CRL_DAYS, Ca, NewKey, PublicKey, Revoked, Serial, Subject, WebKey};
+use pki::{CRL_DAYS, Ca, NewKey, PublicKey, Revoked, Serial, Subject, TrustStore, WebKey};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -42,6 +42,8 @@ pub(crate) struct Authority {
     /// Of what is shown to people and programs. It stays, so that a browser that was told to trust it does so after a
     /// restart.
     web: WebKey,
+    /// This CA alone. Whoever was revoked has no line to say anything on.
+    trust: TrustStore,
     own: Mutex<Own>,
 }
 
@@ -94,11 +96,16 @@ impl Authority {
         pki::write_public(&folder.join(CERTIFICATE_FILE), ca.certificate_pem().as_bytes())?;
         let web = web_key(folder)?;
         let own = Mutex::new(Own::new(&ca, &names, &web, now)?);
-        Ok(Arc::new(Self { ca, given, names, web, own }))
+        let trust = TrustStore::new(vec![ca.certificate().clone()], &[])?;
+        Ok(Arc::new(Self { ca, given, names, web, trust, own }))
     }
 
     pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
         self.ca.certificate()
+    }
+
+    pub(crate) fn trust(&self) -> &TrustStore {
+        &self.trust
     }
 
     pub(crate) fn certificate_pem(&self) -> &str {

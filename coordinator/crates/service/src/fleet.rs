@@ -12,11 +12,13 @@ use store::{Database, Store, StoreError, StoreErrorKind};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::arrivals::Arrivals;
 use crate::authority::Authority;
 use crate::ca_key::KeySource;
 use crate::error::ServiceError;
 use crate::events::Hub;
 use crate::links::Probes;
+use crate::proof;
 
 /// How soon it is noted when a host was heard of last whose line is closed.
 const GONE_NOTED: Duration = Duration::from_secs(1);
@@ -36,6 +38,8 @@ pub(crate) struct Fleet {
     pub(crate) backups: Arc<tokio::sync::Mutex<()>>,
     /// Probes of links.
     pub(crate) probes: Probes,
+    /// What destinations let in.
+    pub(crate) arrivals: Arrivals,
     /// What changes.
     pub(crate) events: Hub,
     lines: Mutex<BTreeMap<Name, Connected>>,
@@ -75,9 +79,22 @@ impl Fleet {
         let store = Store::open(database).await?;
         let authority = Authority::open(folder, source, &store, names).await?;
         let (wanted, revoked) = (watch::Sender::new(0), watch::Sender::new(0));
-        let (probes, events, lines) = (Probes::default(), Hub::default(), Mutex::default());
+        let (probes, arrivals, events, lines) =
+            (Probes::default(), Arrivals::default(), Hub::default(), Mutex::default());
         let (state, backups, gone) = (folder.to_owned(), Arc::default(), Mutex::default());
-        Ok(Arc::new(Self { store, authority, state, backups, probes, events, lines, gone, wanted, revoked }))
+        Ok(Arc::new(Self {
+            store,
+            authority,
+            state,
+            backups,
+            probes,
+            arrivals,
+            events,
+            lines,
+            gone,
+            wanted,
+            revoked,
+        }))
     }
 
     fn lines(&self) -> MutexGuard<'_, BTreeMap<Name, Connected>> {
@@ -111,6 +128,7 @@ impl Fleet {
         if let Some(line) = self.lines().remove(host) {
             self.gone().insert(host.clone(), line.seen);
         }
+        self.arrivals.forget(host);
         self.events.note();
         true
     }
@@ -221,6 +239,7 @@ impl Fleet {
                 return;
             }
             change(migration);
+            proof::judge(migration, self.authority.trust());
             let state = migration.read();
             if state != migration.state {
                 migration.state = state;

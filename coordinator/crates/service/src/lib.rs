@@ -4,6 +4,7 @@
 //! see. What it knows lies in the [`store`]; what runs, runs on the hosts, and goes on when the coordinator is away.
 
 mod api;
+mod arrivals;
 mod authority;
 pub mod backup;
 mod ca_key;
@@ -20,6 +21,7 @@ mod novacron;
 mod page;
 mod pinned;
 mod plans;
+mod proof;
 mod seal;
 
 use std::net::SocketAddr;

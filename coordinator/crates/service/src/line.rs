@@ -11,7 +11,7 @@ use control_api::v1::coordinator_server::Coordinator;
 use control_api::v1::from_agent::What as Said;
 use control_api::v1::to_agent::What as Told;
 use control_api::v1::{
-    self, Beat, Certificate, FromAgent, Hello, Intent, JoinReply, JoinRequest, Renew, ToAgent, Welcome,
+    Beat, Certificate, FromAgent, Hello, Intent, JoinReply, JoinRequest, Renew, ToAgent, Took, Welcome,
 };
 use control_api::{JoinToken, PROTOCOL, PROTOCOL_LEAST};
 use model::Name;
@@ -25,6 +25,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::arrivals::Told as Intents;
 use crate::error::ServiceError;
 use crate::fleet::{Fleet, now};
 use crate::listen::Peer;
@@ -177,8 +178,8 @@ fn spoken(least: u32, newest: u32) -> Result<u32, Status> {
     Ok(newest.min(PROTOCOL))
 }
 
-/// What is to be probed; none when the agent cannot.
-async fn next(asked: &mut Option<mpsc::Receiver<v1::Probe>>) -> Option<v1::Probe> {
+/// What is asked beside of an agent that answers probes.
+async fn next(asked: &mut Option<mpsc::Receiver<Told>>) -> Option<Told> {
     asked.as_mut()?.recv().await
 }
 
@@ -230,9 +231,11 @@ impl Lines {
         let mut observed = Observed {
             version: words::short(&hello.version),
             addresses: hello.addresses.iter().take(words::MOST_ADDRESSES).map(|a| words::short(a)).collect(),
+            expects: hello.expects,
             ..Observed::default()
         };
-        let mut known = self.intend(host, told, None).await?;
+        let mut intents = Intents::default();
+        let mut known = self.intend(host, told, &mut intents, None).await?;
         // Held here, so that what is asked of an agent that does not answer probes waits for nothing.
         let mut asked = hello.probes.then(|| self.fleet.probes.open(host));
         loop {
@@ -243,7 +246,7 @@ impl Lines {
                     if changed.is_err() {
                         return Ok(());
                     }
-                    known = self.intend(host, told, Some(known)).await?;
+                    known = self.intend(host, told, &mut intents, Some(known)).await?;
                 }
                 changed = revoked.changed() => {
                     if changed.is_err() {
@@ -252,13 +255,18 @@ impl Lines {
                     self.still_good(host).await?;
                     tell(told, Told::Certificate(self.certificate(String::new()).await?)).await?;
                 }
-                Some(probe) = next(&mut asked) => tell(told, Told::Probe(probe)).await?,
+                Some(what) = next(&mut asked) => tell(told, what).await?,
                 message = timeout(SILENCE, inbound.message()) => {
                     let message = message.map_err(|_late| Status::deadline_exceeded("the agent is silent"))??;
                     let Some(FromAgent { what }) = message else { return Ok(()) };
                     self.fleet.saw(host);
                     // What a newer agent says beside is passed over.
-                    if let Some(said) = what {
+                    if let Some(Said::Took(Took { number })) = what {
+                        let held = intents.took(number).is_some_and(|ids| self.fleet.arrivals.hold(host, ids));
+                        if held {
+                            self.fleet.tell();
+                        }
+                    } else if let Some(said) = what {
                         self.said(host, said, &mut observed, told).await?;
                     }
                 }
@@ -294,11 +302,24 @@ impl Lines {
     }
 
     /// Tells a host what is wanted of it, unless it knows.
-    async fn intend(&self, host: &Name, told: &Sender, known: Option<Intent>) -> Result<Intent, Status> {
+    async fn intend(
+        &self,
+        host: &Name,
+        told: &Sender,
+        intents: &mut Intents,
+        known: Option<Intent>,
+    ) -> Result<Intent, Status> {
         let wanted = self.wants.now(&self.fleet).await.map_err(|error| status(&error))?;
-        let intent = Intent { generation: wanted.generation, migrations: wanted.of(host).to_vec() };
-        let is_known = known.is_some_and(|known| known.migrations == intent.migrations);
-        if !is_known {
+        let mut intent = Intent {
+            generation: wanted.generation,
+            migrations: wanted.of(host).to_vec(),
+            expected: wanted.expected(host).to_vec(),
+            number: 0,
+        };
+        let is_known =
+            |known: &Intent| known.migrations == intent.migrations && known.expected == intent.expected;
+        if !known.as_ref().is_some_and(is_known) {
+            intents.number(&mut intent);
             tell(told, Told::Intent(intent.clone())).await?;
         }
         Ok(intent)
@@ -331,7 +352,8 @@ impl Lines {
             Said::Moves(moves) => {
                 for progress in moves.migrations.into_iter().take(words::MOST_MIGRATIONS) {
                     let (id, role) = (progress.id.clone(), progress.role.clone());
-                    let moved = self.fleet.moved(host, &id, &role, words::progress(progress)).await;
+                    let moved =
+                        self.fleet.moved(host, &id, &role, words::progress(progress, observed.expects)).await;
                     if let Some(moved) = moved.map_err(|error| status(&error))? {
                         tracing::debug!(id, state = moved.state.as_str(), "a migration moved on");
                     }
@@ -343,6 +365,8 @@ impl Lines {
                 let noted = self.fleet.refused(host, &refused.migration, why).await;
                 noted.map_err(|error| status(&error))?;
             }
+            // Its answer is to this line alone: see above.
+            Said::Took(_) => {}
             Said::Probed(probed) => self.fleet.probes.answered(host, probed),
             Said::Renew(Renew { request }) => {
                 let key = pki::requested_key(&request);

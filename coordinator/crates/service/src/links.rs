@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use control_api::v1;
 use control_api::v1::probed::Result as Found;
+use control_api::v1::to_agent::What as Told;
 use model::host::Host;
 use model::link::{Link, Measured, Standing};
 use model::migration::{Migration, State};
@@ -30,6 +31,8 @@ const MOST: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(25);
 /// How often the rate is tried, which fills the link for a moment.
 const RATE_EVERY: Duration = Duration::from_secs(3600);
+/// How long the other host lets itself be probed: as long as an answer is waited for.
+const MEET_MS: u32 = 25_000;
 /// Round trips of a probe.
 const PINGS: u32 = 20;
 /// Bytes and milliseconds to find out the rate with.
@@ -41,7 +44,7 @@ const WAITING: usize = 4;
 #[derive(Debug, Default)]
 pub(crate) struct Probes {
     last: AtomicU64,
-    lines: Mutex<HashMap<Name, mpsc::Sender<v1::Probe>>>,
+    lines: Mutex<HashMap<Name, mpsc::Sender<Told>>>,
     waiting: Mutex<HashMap<u64, (Name, oneshot::Sender<Found>)>>,
 }
 
@@ -60,7 +63,7 @@ impl Drop for Wait<'_> {
 
 impl Probes {
     /// What a host that answers probes is asked, as long as its line lives.
-    pub(crate) fn open(&self, host: &Name) -> mpsc::Receiver<v1::Probe> {
+    pub(crate) fn open(&self, host: &Name) -> mpsc::Receiver<Told> {
         let (ask, asked) = mpsc::channel(WAITING);
         lock(&self.lines).insert(host.clone(), ask);
         asked
@@ -82,14 +85,22 @@ impl Probes {
         lock(&self.lines).get(host).is_some_and(|line| !line.is_closed())
     }
 
-    async fn ask(&self, host: &Name, mut probe: v1::Probe) -> Found {
+    /// False when it cannot be told now.
+    fn send(&self, host: &Name, what: Told) -> bool {
+        let line = lock(&self.lines).get(host).cloned();
+        line.is_some_and(|line| line.try_send(what).is_ok())
+    }
+
+    async fn ask(&self, host: &Name, peer: &Name, mut probe: v1::Probe) -> Found {
         let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let (answer, answered) = oneshot::channel();
         lock(&self.waiting).insert(id, (host.clone(), answer));
         let _wait = Wait(self, id);
         probe.id = id;
-        let line = lock(&self.lines).get(host).cloned();
-        if line.is_none_or(|line| line.try_send(probe).is_err()) {
+        // An older agent passes it over, and answers those alone whom its settings name.
+        let meet = v1::Meet { peer: host.to_string(), for_ms: MEET_MS };
+        self.send(peer, Told::Meet(meet));
+        if !self.send(host, Told::Probe(probe)) {
             return Found::Unable(format!("host {host} cannot be asked now"));
         }
         match timeout(PATIENCE, answered).await {
@@ -146,7 +157,7 @@ pub(crate) async fn probe(fleet: &Fleet, link: &Link, rate: bool) -> Result<Stan
         most_ms,
     };
     let at = now();
-    let measured = match fleet.probes.ask(from, asked).await {
+    let measured = match fleet.probes.ask(from, peer, asked).await {
         Found::Unable(why) => return Err(why.chars().take(1024).collect()),
         Found::Failed(why) => {
             let why: String = why.chars().take(1024).collect();
@@ -191,6 +202,8 @@ pub(crate) struct Given {
     pub(crate) share: Share,
     /// No way leads there now, and one will.
     pub(crate) waits: bool,
+    /// The destination lets it in by our word.
+    pub(crate) expects: bool,
 }
 
 /// What is given to each of these migrations, by id: all that have not ended, which share what there is.
@@ -217,15 +230,24 @@ pub(crate) async fn given(fleet: &Fleet, open: &[Migration]) -> Result<BTreeMap<
             ways
         })
         .collect();
-    let known: Vec<_> =
-        open.iter().map(|&migration| both(migration).is_some_and(|(_, to)| has_address(to))).collect();
+    let known: Vec<_> = open
+        .iter()
+        .map(|&migration| {
+            let to = hosts.get(&migration.destination);
+            (to.is_some_and(|to| has_address(to)), to.is_some_and(|to| expects(to)))
+        })
+        .collect();
     let mut shared = route::shares(ways[..real].to_vec(), &links);
     shared.extend(ways[real..].iter().map(|routes| Share { routes: routes.clone(), limit: None }));
-    let given = open.into_iter().zip(shared).zip(known).map(|((migration, share), known)| {
+    let given = open.into_iter().zip(shared).zip(known).map(|((migration, share), (known, expects))| {
         let waits = known && share.routes.is_empty();
-        (migration.id.clone(), Given { share, waits })
+        (migration.id.clone(), Given { share, waits, expects })
     });
     Ok(given.collect())
+}
+
+fn expects(host: &Host) -> bool {
+    host.observed.as_ref().is_some_and(|observed| observed.expects)
 }
 
 fn has_address(host: &Host) -> bool {

@@ -66,6 +66,8 @@ pub(crate) async fn begin<T: Send>(
         at_source: None,
         at_destination: None,
         refusal: None,
+        proof: None,
+        unproven: None,
         plan: None,
         link: None,
         needs: found.needs.clone(),

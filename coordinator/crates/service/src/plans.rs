@@ -305,6 +305,8 @@ fn migration(plan: &Plan, step: &Step, vm: Option<&Vm>, price: Price, now: Times
         at_source: None,
         at_destination: None,
         refusal: None,
+        proof: None,
+        unproven: None,
         plan: Some(plan.id.clone()),
         link: step.link.clone(),
         needs: vm.map(|vm| vm.needs.clone()).unwrap_or_default(),

@@ -19,6 +19,7 @@ use tonic::{Code, Status, Streaming};
 use super::*;
 
 mod api;
+mod arrivals;
 mod backup;
 mod events;
 mod links;
@@ -154,7 +155,7 @@ impl World {
         let reply = client.join(request).await?.into_inner();
         assert_eq!((reply.host.as_str(), reply.site.as_str()), (name, "berlin"));
         let certificate = reply.certificate.unwrap();
-        Ok(Host { name: name.to_owned(), key, certificate })
+        Ok(Host { name: name.to_owned(), expects: false, key, certificate })
     }
 
     async fn host(&self, name: &str) -> Host {
@@ -197,6 +198,8 @@ impl Answer {
 /// A host that has joined.
 struct Host {
     name: String,
+    /// Its agent lets in what is expected.
+    expects: bool,
     key: NewKey,
     certificate: v1::Certificate,
 }
@@ -234,6 +237,7 @@ impl Host {
             addresses: vec![format!("{}:7440", self.name), format!("mpls={}.mpls:7440", self.name)],
             now_ms: fleet::now().as_millisecond() + ahead_ms,
             probes: true,
+            expects: self.expects,
         };
         line.say(Said::Hello(hello)).await;
         match line.next().await? {
@@ -261,7 +265,7 @@ impl Line {
             match self.next().await.unwrap() {
                 Told::Intent(intent) => return intent,
                 // Who is not asked about links in a test lets it be.
-                Told::Certificate(_) | Told::Beat(_) | Told::Probe(_) => {}
+                Told::Certificate(_) | Told::Beat(_) | Told::Probe(_) | Told::Meet(_) => {}
                 other @ Told::Welcome(_) => panic!("no intent: {other:?}"),
             }
         }
@@ -444,7 +448,7 @@ async fn wishes_reach_the_source() {
     let why = "there is no VM \"web-1\" here";
     let refused = v1::Refused { migration: id.as_str().unwrap().to_owned(), why: why.to_owned() };
     line_a.say(Said::Refused(refused)).await;
-    let over = world.until(&path, |migration| migration["state"] == "refused").await;
+    let over = world.until(&path, |migration| migration["state"] == "undone").await;
     assert_eq!(over["refusal"], why);
 }
 

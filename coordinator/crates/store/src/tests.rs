@@ -50,6 +50,8 @@ fn migration(number: u32, vm: &str) -> Migration {
         at_source: None,
         at_destination: None,
         refusal: None,
+        proof: None,
+        unproven: None,
         plan: None,
         link: None,
         needs: Needs::default(),

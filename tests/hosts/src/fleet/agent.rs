@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use control_api::v1::from_agent::What as Said;
 use control_api::v1::to_agent::What as Told;
-use control_api::v1::{self, Beat, FromAgent, Moves, Observed, Progress, Refused, Wish};
+use control_api::v1::{self, Beat, FromAgent, Hello, Moves, Observed, Progress, Refused, Took, Wish};
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 
 use super::world::Command;
@@ -51,11 +51,12 @@ pub(super) async fn run(shared: Arc<Shared>, host: usize, identity: Identity, mu
     loop {
         let began = Instant::now();
         let agents = &shared.agents[next % shared.agents.len()];
-        let (name, seen) = {
+        let hello = {
             let world = shared.world();
-            (world.name(host).to_owned(), world.seen(host))
+            line::hello(world.name(host), world.seen(host))
         };
-        let opened = timeout(PATIENCE, line::open(agents, &identity, line::hello(&name, seen))).await;
+        let hello = Hello { expects: true, ..hello };
+        let opened = timeout(PATIENCE, line::open(agents, &identity, hello)).await;
         if let Ok(Ok(line)) = opened {
             let _open = Open::new(&shared);
             talk(&shared, host, line, &mut random).await;
@@ -92,6 +93,12 @@ async fn talk(shared: &Arc<Shared>, host: usize, line: Line, random: &mut Random
                 let Ok(Some(message)) = message else { return };
                 match message.what {
                     Some(Told::Intent(intent)) => {
+                        if shared.world().expect(host, &intent) {
+                            let took = Took { number: intent.number };
+                            if said.send(FromAgent { what: Some(Said::Took(took)) }).await.is_err() {
+                                return;
+                            }
+                        }
                         for refused in take(shared, host, intent, &mut known.passed_on) {
                             if said.send(FromAgent { what: Some(Said::Refused(refused)) }).await.is_err() {
                                 return;

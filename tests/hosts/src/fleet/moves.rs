@@ -5,8 +5,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use control_api::v1::{self, Progress};
+use receipt::{Body, Receipt, ReceiptMode, Verified};
 use session::cutover::{
-    Choice, Destination, DestinationAction, DestinationEvent, Source, SourceAction, SourceEvent, SourceState,
+    Choice, Destination, DestinationAction, DestinationEvent, DestinationState, Source, SourceAction,
+    SourceEvent, SourceState,
 };
 use tokio::sync::mpsc;
 
@@ -82,11 +84,16 @@ impl Carrier {
             rate: 100_000_000,
             expected_downtime_ms: 80,
             report: serde_json::json!({ "text": state, "report": {}, "findings": [] }).to_string(),
+            ..Progress::default()
         }
     }
 
     fn note_source(&self, world: &mut World, state: &SourceState, over: bool) {
-        world.note(self.from, self.progress("source", state.name(), &self.wanted.peer, over));
+        let mut progress = self.progress("source", state.name(), &self.wanted.peer, over);
+        if *state == SourceState::Finalised {
+            progress.roots = vec![v1::Root { disk: "vda".to_owned(), root: self.root() }];
+        }
+        world.note(self.from, progress);
     }
 
     async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut random: Random) {
@@ -144,7 +151,7 @@ impl Carrier {
             // A rehearsal only asks whether there would be room.
             SourceAction::Prepare if self.wanted.dry_run => None,
             SourceAction::Prepare => {
-                let admitted = shared.world().admit(&self.wanted.peer, &vm, self.generation);
+                let admitted = shared.world().admit(from, &self.wanted, self.generation);
                 match admitted {
                     Ok(to) => {
                         self.there = Some((to, Destination::default()));
@@ -200,11 +207,43 @@ impl Carrier {
         }
     }
 
+    /// Of the one disk that every VM has, as if it were this move's own.
+    fn root(&self) -> String {
+        self.wanted.id.repeat(2)
+    }
+
+    fn receipts(&self, world: &World, to: usize, source: String) -> v1::Receipts {
+        let body = Body {
+            version: 1,
+            volume: format!("fast/vms/{}/vda", self.wanted.vm),
+            size: DISK,
+            root: self.root(),
+            key_id: self.wanted.id.clone(),
+            generation: self.generation,
+            session: self.wanted.id.clone(),
+            mode: match self.wanted.mode() {
+                v1::Mode::Warm => ReceiptMode::Warm,
+                v1::Mode::Cold => ReceiptMode::Cold,
+                v1::Mode::Live | v1::Mode::Unspecified => ReceiptMode::Live,
+            },
+            verified: Verified::Sink,
+            owner: source,
+            receiver: world.name(to).to_owned(),
+            time: u64::try_from(crate::line::now_ms() / 1000).unwrap_or(0),
+        };
+        let receipt = Receipt::issue(body, world.signer(to).as_deref());
+        v1::Receipts { json: vec![String::from_utf8(receipt.to_json()).expect("JSON is text")] }
+    }
+
     fn note_destination(&self) {
         let Some((to, machine)) = &self.there else { return };
         let mut world = self.shared.world();
         let (state, source) = (machine.state(), world.name(self.from).to_owned());
-        world.note(*to, self.progress("destination", state.name(), &source, state.is_final()));
+        let mut progress = self.progress("destination", state.name(), &source, state.is_final());
+        if *state == DestinationState::Finalised {
+            progress.receipts = Some(self.receipts(&world, *to, source));
+        }
+        world.note(*to, progress);
     }
 
     /// Something reaches the destination; gives what it answers.

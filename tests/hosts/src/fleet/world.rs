@@ -2,8 +2,10 @@
 //! keep on their disks, so it outlives every line.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use control_api::v1::{self, Progress};
+use receipt::ReceiptSigner;
 use tokio::sync::mpsc;
 
 use super::{Moved, Truth, machine, vm};
@@ -43,6 +45,9 @@ struct Kept {
     generations: HashMap<String, u64>,
     moves: BTreeMap<String, Progress>,
     commands: HashMap<String, mpsc::Sender<Command>>,
+    /// What the coordinator says comes.
+    expected: Vec<v1::Expected>,
+    signer: Option<Arc<ReceiptSigner>>,
 }
 
 #[derive(Debug)]
@@ -85,6 +90,25 @@ impl World {
         let seen = &mut self.hosts[host].seen;
         *seen = generation.max(*seen);
         generation == *seen
+    }
+
+    /// Lets in what an intent expects, unless it is older than what was seen; then false.
+    pub(super) fn expect(&mut self, host: usize, intent: &v1::Intent) -> bool {
+        let kept = &mut self.hosts[host];
+        let holds = intent.generation >= kept.seen;
+        if holds {
+            kept.expected.clone_from(&intent.expected);
+        }
+        holds
+    }
+
+    pub(super) fn sign_with(&mut self, host: usize, signer: ReceiptSigner) {
+        self.hosts[host].signer = Some(Arc::new(signer));
+    }
+
+    /// Whom a host signs as.
+    pub(super) fn signer(&self, host: usize) -> Option<Arc<ReceiptSigner>> {
+        self.hosts[host].signer.clone()
     }
 
     pub(super) fn observed(&self, host: usize) -> v1::Observed {
@@ -145,8 +169,20 @@ impl World {
     }
 
     /// The destination makes room, unless it has seen this fencing number or a newer one.
-    pub(super) fn admit(&mut self, peer: &str, vm: &str, generation: u64) -> Result<usize, String> {
+    pub(super) fn admit(
+        &mut self,
+        source: usize,
+        wanted: &v1::Migration,
+        generation: u64,
+    ) -> Result<usize, String> {
+        let (peer, vm) = (wanted.peer.as_str(), wanted.vm.as_str());
         let index = *self.by_name.get(peer).ok_or_else(|| format!("no host {peer} answers"))?;
+        let from = self.name(source).to_owned();
+        let comes = v1::Expected { migration: wanted.id.clone(), vm: vm.to_owned(), from };
+        if !self.hosts[index].expected.contains(&comes) {
+            self.violations.push(format!("{} may begin and is not expected at {peer}", wanted.id));
+            return Err(format!("{peer} does not expect it"));
+        }
         let known = self.hosts[index].generations.entry(vm.to_owned()).or_default();
         if *known >= generation {
             return Err(format!(

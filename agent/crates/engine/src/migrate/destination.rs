@@ -3,6 +3,7 @@
 mod again;
 mod images;
 mod monitor;
+mod policy;
 mod prepare;
 mod qemu;
 mod receipts;
@@ -29,7 +30,9 @@ use tunnel::ChannelTunnel;
 use volume::SessionId;
 
 use super::contact::Arrived;
+pub use policy::{Arrival, Arrivals, Policy, stranger};
 pub(super) use receipts::Sealed;
+pub use receipts::of as receipts_of;
 
 use super::leaves::LiveLeaves;
 use super::message::{self, DiskRoot, FromDestination, FromSource};
@@ -40,29 +43,10 @@ use super::status::{Command, Status};
 use crate::cpu::Cpu;
 use crate::error::EngineError;
 use crate::pool::Pool;
-use crate::receipt::ReceiptSigner;
+use receipt::ReceiptSigner;
 
 /// Signals that wait for the owner.
 const SIGNALS: usize = 256;
-
-/// What this host has for VMs that come.
-#[derive(Clone, Debug, Default)]
-pub struct Policy {
-    /// Hosts that may move VMs here.
-    pub allow: Vec<String>,
-    /// Pool for the disks when the source asks for none.
-    pub pool: Option<String>,
-    /// This host's bridges by the source's.
-    pub bridges: BTreeMap<String, String>,
-    /// The bridge for networks that `bridges` does not name.
-    pub default_bridge: Option<String>,
-    /// Kernels and initial file systems of VMs that boot directly.
-    pub boot: Option<PathBuf>,
-    /// BIOS and UEFI files.
-    pub firmware: Option<PathBuf>,
-    /// Most pages that a source may have kept here for the reduction of RAM.
-    pub max_slots: u32,
-}
 
 /// What every migration to this host needs.
 #[derive(Clone, Debug)]

@@ -15,6 +15,7 @@ use session::cutover::{DestinationState, SourceState};
 use volume::{Generation, SessionId};
 
 use super::destination::Sealed;
+use super::message::DiskRoot;
 use super::mode::Mode;
 use super::report::Report;
 use crate::error::EngineError;
@@ -53,6 +54,9 @@ pub struct Record {
     pub role: Role,
     /// What it came to, as far as it is known.
     pub report: Report,
+    /// At the source, from the cut-over on: what its disks were then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub roots: Vec<DiskRoot>,
     /// At the destination, from the permit on: what its receipts state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sealed: Option<Sealed>,
@@ -108,6 +112,7 @@ impl Record {
             changed: now,
             role,
             report: Report::default(),
+            roots: Vec::new(),
             sealed: None,
         }
     }

@@ -47,7 +47,7 @@ use volume::SessionId;
 
 use super::contact::Contact;
 use super::disk::MirrorTarget;
-use super::message::{DiskRoot, FromDestination, FromSource};
+use super::message::{FromDestination, FromSource};
 use super::mode::Mode;
 use super::preflight::Finding;
 use super::ram::RamSender;
@@ -213,7 +213,6 @@ pub(super) struct Owner {
     pub(super) copying: warm::Copying,
     pub(super) ram: Option<Arc<RamSender>>,
     pub(super) key: Option<[u8; 32]>,
-    pub(super) roots: Vec<DiskRoot>,
     pub(super) rates: memory::Rates,
     convergence: Arc<converge::Convergence>,
     recovery: recover::Recovery,
@@ -279,7 +278,6 @@ pub async fn run(
         copying: warm::Copying::default(),
         ram: None,
         key: None,
-        roots: Vec::new(),
         rates: memory::Rates::default(),
         convergence: Arc::default(),
         recovery,

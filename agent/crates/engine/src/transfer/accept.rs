@@ -19,11 +19,11 @@ use crate::error::EngineError;
 use crate::pool::{Pool, PoolContent};
 use crate::process::{Process, SessionDisk};
 use crate::progress::{Progress, Snapshot};
-use crate::receipt::{Receipt, ReceiptSigner};
 use crate::receive::{ReceiveAttempt, ReceiveEnds, receive};
 use crate::send::{SendAttempt, SendEnds, SenderState, send};
 use crate::target::meta::Format;
 use crate::target::{Request, Target};
+use receipt::{Receipt, ReceiptSigner};
 
 /// What an agent brings to a session that a peer opened.
 #[derive(Clone, Debug)]

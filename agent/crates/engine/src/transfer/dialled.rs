@@ -18,10 +18,10 @@ use crate::keys::Keys;
 use crate::pool::PoolContent;
 use crate::process::SessionDisk;
 use crate::progress::{Progress, Snapshot};
-use crate::receipt::Receipt;
 use crate::receive::{ReceiveAttempt, ReceiveEnds, receive, receive_buffers};
 use crate::send::{SendAttempt, SendEnds, SenderState, random_session, send};
 use crate::target::{Request, Target};
+use receipt::Receipt;
 
 /// Pauses between attempts after a lost tunnel; the last one repeats.
 const PAUSES: [Duration; 5] = [

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use control_api::v1;
 use model::Name;
+use model::migration::Wish;
 use store::StoreError;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -24,6 +25,7 @@ pub(super) struct Wanted {
     at: Instant,
     pub(super) generation: u64,
     hosts: HashMap<Name, Vec<v1::Migration>>,
+    expected: HashMap<Name, Vec<v1::Expected>>,
 }
 
 /// What was worked out last.
@@ -34,6 +36,11 @@ impl Wanted {
     /// Of one host.
     pub(super) fn of(&self, host: &Name) -> &[v1::Migration] {
         self.hosts.get(host).map_or(&[], Vec::as_slice)
+    }
+
+    /// What comes to one host.
+    pub(super) fn expected(&self, host: &Name) -> &[v1::Expected] {
+        self.expected.get(host).map_or(&[], Vec::as_slice)
     }
 }
 
@@ -61,13 +68,17 @@ async fn work_out(fleet: &Fleet, change: u64, at: Instant) -> Result<Wanted, Sto
     let (generation, migrations) = fleet.store.intent().await?;
     let mut shares = links::given(fleet, &migrations).await?;
     let mut hosts = HashMap::<_, Vec<_>>::new();
+    let mut expected = HashMap::<_, Vec<_>>::new();
     for migration in &migrations {
+        expected.entry(migration.destination.clone()).or_default().push(words::expected(migration));
         let share = shares.remove(&migration.id).unwrap_or_default();
-        // Until a link opens nobody hears of it; a host that says nothing of itself is the source's to complain of.
-        if !share.waits || migration.at_source.is_some() {
+        // Until a link opens, and the destination lets it in, the source does not hear of it; a host that says nothing of
+        // itself is the source's to complain of.
+        let may_begin = !share.waits && fleet.arrivals.may_begin(migration, share.expects);
+        if may_begin || migration.at_source.is_some() || migration.wish != Wish::Arrive {
             let wanted = words::migration(migration, &share.share);
             hosts.entry(migration.source.clone()).or_default().push(wanted);
         }
     }
-    Ok(Wanted { change, at, generation, hosts })
+    Ok(Wanted { change, at, generation, hosts, expected })
 }

@@ -5,6 +5,8 @@ use model::host::{Needs, Observed, Pool, Vm};
 use model::migration::{Migration, Mode, Progress, State, Wish};
 use model::route::Share;
 
+use crate::proof::MOST_DISKS;
+
 /// Longest name, version, state.
 const SHORT: usize = 256;
 /// Longest explanation.
@@ -73,6 +75,15 @@ pub(super) fn migration(migration: &Migration, share: &Share) -> v1::Migration {
     }
 }
 
+/// What comes to a host.
+pub(super) fn expected(migration: &Migration) -> v1::Expected {
+    v1::Expected {
+        migration: migration.id.clone(),
+        vm: migration.vm.clone(),
+        from: migration.source.to_string(),
+    }
+}
+
 /// What a host says of itself, over what it said before.
 pub(super) fn take_in(observed: &mut Observed, news: v1::Observed) {
     let host = news.host.unwrap_or_default();
@@ -95,7 +106,8 @@ pub(super) fn take_in(observed: &mut Observed, news: v1::Observed) {
     observed.vms = vms.collect();
 }
 
-pub(super) fn progress(said: v1::Progress) -> Progress {
+/// `signs`: its agent says receipts and roots.
+pub(super) fn progress(said: v1::Progress, signs: bool) -> Progress {
     let report = if said.report.len() > REPORT { "" } else { &said.report };
     Progress {
         state: short(&said.state),
@@ -109,5 +121,21 @@ pub(super) fn progress(said: v1::Progress) -> Progress {
         expected_downtime_ms: said.expected_downtime_ms,
         // It is for people; what is no JSON is left out.
         report: serde_json::from_str(report).unwrap_or_default(),
+        signs,
+        receipts: said
+            .receipts
+            .map(|receipts| receipts.json.iter().take(MOST_DISKS).map(|r| receipt(r)).collect()),
+        roots: said
+            .roots
+            .iter()
+            .take(MOST_DISKS)
+            .map(|root| (short(&root.disk), short(&root.root)))
+            .collect(),
     }
+}
+
+/// What is none is kept as nothing, which nobody has signed.
+fn receipt(text: &str) -> serde_json::Value {
+    let text = if text.len() > receipt::MAX_BYTES { "" } else { text };
+    serde_json::from_str(text).unwrap_or_default()
 }

@@ -12,6 +12,7 @@ async fn links_are_probed_shared_and_told() {
     line_a.has(&["web-1", "web-2"]).await;
     line_b.has(&[]).await;
     world.until("/v1/vms", |vms| vms["items"].as_array().unwrap().len() == 2).await;
+    world.until("/v1/hosts", |hosts| hosts["items"][1]["observed"].is_object()).await;
     for vm in ["web-1", "web-2"] {
         let options = json!({ "limit": 900 });
         let wanted = json!({ "vm": vm, "to": "host-b", "options": options });

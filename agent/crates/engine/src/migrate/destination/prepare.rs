@@ -20,7 +20,7 @@ use volume::{ByteLen, Generation};
 use wire::{ChannelHello, ChannelKind};
 
 use super::images::{relax, start_of};
-use super::{DiskRun, Owner, Sockets, qemu};
+use super::{DiskRun, Owner, Sockets, qemu, stranger};
 use crate::migrate::contact::arrivals;
 use crate::migrate::disk;
 use crate::migrate::host_cpu::host_cpu;
@@ -40,7 +40,7 @@ const MAX_DISKS: usize = 64;
 const MAX_MULTIFD: u8 = 16;
 
 impl Owner {
-    /// Who asks, if they may.
+    /// Who asks, if we understand each other.
     fn welcome(&self, version: u32) -> Result<String, String> {
         if version != VERSION {
             return Err(format!(
@@ -48,10 +48,8 @@ impl Owner {
             ));
         }
         let peer = self.record.peer.clone();
-        if !self.context.policy.allow.contains(&peer) {
-            return Err(format!(
-                "{peer} may not move VMs here; add it to `allow` of [migrate_in] in agent.toml there"
-            ));
+        if !self.context.policy.hears(&peer) {
+            return Err(stranger(&peer));
         }
         Ok(peer)
     }
@@ -74,6 +72,7 @@ impl Owner {
         let peer = self.welcome(prepare.version)?;
         let specification = prepare.specification.clone();
         specification.check().map_err(|error| chain(&error))?;
+        self.context.policy.admits(self.migration, &peer, &specification.id)?;
         if prepare.postcopy && prepare.multifd > 0 {
             return Err("post-copy needs a single stream: leave multifd out".to_owned());
         }
@@ -194,7 +193,11 @@ impl Owner {
             name.ok_or("no pool is set for VMs that come; set `pool` of [migrate_in] in agent.toml there")?;
         let pool = self.context.pools.iter().find(|pool| pool.name() == name);
         let pool = pool.ok_or_else(|| format!("there is no pool {name} at the destination"))?;
-        pool.allow_push(&self.record.peer).map_err(|error| error.to_string())?;
+        // Whoever says where VMs go, and joins a coordinator, lets it put them there.
+        let is_ours = self.context.policy.pool.as_deref() == Some(name);
+        if !(is_ours && self.context.policy.expects(self.migration, &self.record.peer)) {
+            pool.allow_push(&self.record.peer).map_err(|error| error.to_string())?;
+        }
         Ok(pool.clone())
     }
 

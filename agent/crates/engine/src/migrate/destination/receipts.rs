@@ -6,8 +6,8 @@ use session::cutover::DestinationState;
 
 use super::Owner;
 use crate::migrate::mode::Mode;
-use crate::migrate::record::now;
-use crate::receipt::{Body, Receipt, ReceiptMode, Verified};
+use crate::migrate::record::{Record, Role, now};
+use receipt::{Body, Receipt, ReceiptMode, ReceiptSigner, Verified};
 
 /// What the receipts state, beyond what the record says anyway.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -51,39 +51,44 @@ impl Owner {
 
     /// The receipts, one a disk, as JSON.
     pub(super) fn receipts(&self) -> Vec<String> {
-        let Some(sealed) = &self.record.sealed else { return Vec::new() };
-        if !matches!(self.machine.state(), DestinationState::Finalised) {
-            return Vec::new();
-        }
-        let receipts = sealed.disks.iter().map(|disk| {
-            let body = Body {
-                version: 1,
-                volume: format!("{}/vms/{}/{}", sealed.pool, self.record.vm, disk.id),
-                size: disk.size,
-                root: disk.root.clone(),
-                key_id: sealed.key_id.clone(),
-                generation: self.record.generation,
-                session: self.migration.to_string(),
-                mode: match self.record.mode {
-                    Mode::Live => ReceiptMode::Live,
-                    Mode::Warm => ReceiptMode::Warm,
-                    Mode::Cold => ReceiptMode::Cold,
-                },
-                verified: if sealed.readback { Verified::Readback } else { Verified::Sink },
-                owner: self.record.peer.clone(),
-                receiver: self.context.signer.name().to_owned(),
-                time: sealed.time,
-            };
-            Receipt::issue(body, Some(&self.context.signer))
-        });
-        receipts
-            .filter_map(|receipt| match serde_json::to_string(&receipt) {
-                Ok(text) => Some(text),
-                Err(error) => {
-                    tracing::error!(%error, "a receipt cannot be written");
-                    None
-                }
-            })
-            .collect()
+        of(&self.record, &self.context.signer).unwrap_or_default()
     }
+}
+
+/// The receipts of a VM that came to this host for good, one a disk, as JSON; none before that.
+#[must_use]
+pub fn of(record: &Record, signer: &ReceiptSigner) -> Option<Vec<String>> {
+    let sealed = record.sealed.as_ref()?;
+    if !matches!(record.role, Role::Destination { state: DestinationState::Finalised, .. }) {
+        return None;
+    }
+    let receipts = sealed.disks.iter().map(|disk| {
+        let body = Body {
+            version: 1,
+            volume: format!("{}/vms/{}/{}", sealed.pool, record.vm, disk.id),
+            size: disk.size,
+            root: disk.root.clone(),
+            key_id: sealed.key_id.clone(),
+            generation: record.generation,
+            session: record.migration.clone(),
+            mode: match record.mode {
+                Mode::Live => ReceiptMode::Live,
+                Mode::Warm => ReceiptMode::Warm,
+                Mode::Cold => ReceiptMode::Cold,
+            },
+            verified: if sealed.readback { Verified::Readback } else { Verified::Sink },
+            owner: record.peer.clone(),
+            receiver: signer.name().to_owned(),
+            time: sealed.time,
+        };
+        Receipt::issue(body, Some(signer))
+    });
+    let written = receipts.filter_map(|receipt| match serde_json::to_string(&receipt) {
+        Ok(text) => Some(text),
+        Err(error) => {
+            tracing::error!(%error, "a receipt cannot be written");
+            None
+        }
+    });
+    Some(written.collect())
 }

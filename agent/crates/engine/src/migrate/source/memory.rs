@@ -356,7 +356,7 @@ impl Owner {
     /// The permit, and QEMU's last part behind it.
     pub(super) async fn permit(&mut self) -> StepResult {
         let generation = self.record.generation;
-        self.tell(&FromSource::Permit { generation, roots: self.roots.clone() }).await?;
+        self.tell(&FromSource::Permit { generation, roots: self.record.roots.clone() }).await?;
         if self.record.mode != Mode::Live {
             return Ok(None);
         }

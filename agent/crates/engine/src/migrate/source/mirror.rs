@@ -238,7 +238,8 @@ impl Owner {
             }
             roots.push(DiskRoot { disk: disk.id.clone(), root: root.to_string() });
         }
-        self.roots.clone_from(&roots);
+        // Durable with the fence, which comes next.
+        self.record.roots.clone_from(&roots);
         self.tell(&FromSource::Compare { roots, readback: self.job.options.readback }).await?;
         Ok(None)
     }

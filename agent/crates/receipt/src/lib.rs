@@ -9,7 +9,22 @@ use std::fmt::Write as _;
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 
-use crate::error::EngineError;
+/// Longest receipt that is read, bytes.
+pub const MAX_BYTES: usize = 32 << 10;
+
+/// What is no receipt.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ReceiptError {
+    /// Longer than any receipt of ours.
+    #[error("the receipt is longer than any receipt of ours")]
+    TooLong,
+    /// Not what a receipt is written as.
+    #[error("this is no receipt: {0}")]
+    Malformed(String),
+    /// Of a newer release.
+    #[error("the receipt has version {0}, this program knows 1")]
+    Version(u32),
+}
 
 /// How the content was verified before sealing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -37,16 +52,6 @@ pub enum ReceiptMode {
     Warm,
     /// Copied for a VM that was off; the root is what both ends had.
     Cold,
-}
-
-impl From<wire::Mode> for ReceiptMode {
-    fn from(mode: wire::Mode) -> Self {
-        match mode {
-            wire::Mode::Create => Self::Create,
-            wire::Mode::ResyncTrusted => Self::ResyncTrusted,
-            wire::Mode::ResyncFull => Self::ResyncFull,
-        }
-    }
 }
 
 /// What is signed.
@@ -195,15 +200,17 @@ impl Receipt {
     }
 
     /// Reads a receipt.
-    pub fn parse(bytes: &[u8]) -> Result<Self, EngineError> {
-        if bytes.len() > wire::control::MAX_RECEIPT {
-            return Err(EngineError::Corrupt("the receipt is longer than any receipt of ours".to_owned()));
+    ///
+    /// # Errors
+    /// When it is none of ours.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ReceiptError> {
+        if bytes.len() > MAX_BYTES {
+            return Err(ReceiptError::TooLong);
         }
-        let receipt: Self = serde_json::from_slice(bytes)
-            .map_err(|error| EngineError::Corrupt(format!("this is no receipt: {error}")))?;
+        let receipt: Self =
+            serde_json::from_slice(bytes).map_err(|error| ReceiptError::Malformed(error.to_string()))?;
         if receipt.body.version != 1 {
-            let what = format!("the receipt has version {}, this program knows 1", receipt.body.version);
-            return Err(EngineError::Corrupt(what));
+            return Err(ReceiptError::Version(receipt.body.version));
         }
         Ok(receipt)
     }
@@ -289,9 +296,9 @@ mod tests {
             "novaferry receipt, to be signed\nversion=\"1\"\nvolume=\"fast/web-1\"\nsize=\"1073741824\"\n";
         assert!(body().signed_text().starts_with(text), "{}", body().signed_text());
         let words = [
-            (ReceiptMode::from(wire::Mode::Create), "create"),
-            (ReceiptMode::from(wire::Mode::ResyncTrusted), "resync-trusted"),
-            (ReceiptMode::from(wire::Mode::ResyncFull), "resync-full"),
+            (ReceiptMode::Create, "create"),
+            (ReceiptMode::ResyncTrusted, "resync-trusted"),
+            (ReceiptMode::ResyncFull, "resync-full"),
             (ReceiptMode::Live, "live"),
             (ReceiptMode::Warm, "warm"),
             (ReceiptMode::Cold, "cold"),
@@ -312,7 +319,7 @@ mod tests {
         assert_eq!(Receipt::parse(&unsigned.to_json()).unwrap(), unsigned);
         let refused = |bytes: &[u8]| Receipt::parse(bytes).unwrap_err().to_string();
         assert!(refused(b"{}").contains("no receipt"));
-        assert!(refused(&vec![b' '; wire::control::MAX_RECEIPT + 1]).contains("longer"));
+        assert!(refused(&vec![b' '; MAX_BYTES + 1]).contains("longer"));
         let newer = Receipt { body: Body { version: 2, ..body() }, ..unsigned };
         assert!(refused(&newer.to_json()).contains("version 2"));
         let signer = ReceiptSigner::new(SigningKey::from_bytes(&[5; 32]), String::new(), "host-b".to_owned());
