@@ -252,15 +252,28 @@ mod tests {
             access: migration::ListedAccess::Live { qmp: "/q".to_owned() },
             pid: Some(7),
             folder: None,
+            needs: migration::ListedNeeds {
+                memory_bytes: 1,
+                processors: 2,
+                disk_bytes: 3,
+                cpu: "host".to_owned(),
+                labels: [("tier".to_owned(), "db".to_owned())].into(),
+                ..Default::default()
+            },
             findings: Vec::new(),
         };
         assert_eq!(
             serde_json::to_string(&Answer::Vms(vec![vm])).unwrap(),
             concat!(
                 r#"{"vms":[{"id":"7f","name":"web","state":"running","access":{"can":"live","qmp":"/q"},"#,
-                r#""pid":7,"folder":null,"findings":[]}]}"#
+                r#""pid":7,"folder":null,"memory_bytes":1,"processors":2,"disk_bytes":3,"cpu":"host","machine":"","#,
+                r#""kvm":false,"tenant":"","labels":{"tier":"db"},"findings":[]}]}"#
             )
         );
+        // Of a daemon of an earlier release.
+        let older = r#"{"id":"7f","name":"web","state":"stopped","access":{"can":"stopped"},"pid":null,"folder":null,"findings":[]}"#;
+        let vm: ListedVm = serde_json::from_str(older).unwrap();
+        assert_eq!(vm.needs, migration::ListedNeeds::default());
     }
 
     #[test]

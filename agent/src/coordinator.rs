@@ -7,6 +7,7 @@ mod join;
 mod line;
 mod look;
 mod probe;
+mod qemu;
 mod wishes;
 
 pub use join::{Joined, Settings as JoinSettings, run as join};

@@ -51,7 +51,8 @@ pub(crate) fn ask(qemu: &Path, accelerator: Accelerator) -> io::Result<HostStatu
         let said: String = said.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         io::Error::other(format!("{} -accel {accelerator}: {error} {said}", qemu.display()))
     })?;
-    read(answers).map_err(io::Error::from)
+    let status = read(answers).map_err(io::Error::from)?;
+    Ok(HostStatus { program: Some(qemu.to_owned()), ..status })
 }
 
 /// What it answers to each command.
@@ -117,6 +118,7 @@ fn read(answers: Vec<Value>) -> Result<HostStatus, serde_json::Error> {
     let processors: Vec<CpuDefinition> = next(&mut answers)?;
     Ok(HostStatus {
         version: (major, minor, micro),
+        program: None,
         machines: machines.into_iter().flat_map(|one| std::iter::once(one.name).chain(one.alias)).collect(),
         processors: processors
             .into_iter()

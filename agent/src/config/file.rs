@@ -122,6 +122,8 @@ pub struct FileVm {
     pub name: Option<String>,
     pub qmp: Option<PathBuf>,
     pub folder: Option<PathBuf>,
+    pub tenant: Option<String>,
+    pub labels: BTreeMap<String, String>,
 }
 
 /// `[migrate_in]`.

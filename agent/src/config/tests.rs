@@ -72,6 +72,8 @@ fn every_key_is_taken() {
         name = "web"
         qmp = "/srv/web.sock"
         folder = "/srv/web"
+        tenant = "acme"
+        labels = { "novaferry.anti-affinity" = "db", tier = "web" }
         [migrate_in]
         allow = ["host-a"]
         pool = "gold"
@@ -101,7 +103,14 @@ fn every_key_is_taken() {
     );
     let Vms { folder, vmd, runtime, named } = config.vms;
     assert_eq!([folder, vmd, runtime], ["/srv/vms", "/srv/vmd.sock", "/srv/run"].map(PathBuf::from));
-    let web = NamedVm { name: "web".into(), qmp: "/srv/web.sock".into(), folder: Some("/srv/web".into()) };
+    let labels = [("novaferry.anti-affinity", "db"), ("tier", "web")];
+    let web = NamedVm {
+        name: "web".into(),
+        qmp: "/srv/web.sock".into(),
+        folder: Some("/srv/web".into()),
+        tenant: "acme".into(),
+        labels: labels.map(|(name, value)| (name.into(), value.into())).into(),
+    };
     assert_eq!(named, [web]);
     let MigrateIn { allow, pool, default_bridge, bridges, boot, firmware, ram_cache } =
         config.migrate_in.clone();
@@ -192,6 +201,18 @@ fn messages_name_the_key_the_value_and_what_to_write() {
         (
             "[[vm]]\nname = \"../web\"\nqmp = \"/a\"".into(),
             r#"vm.0.name = "../web" is not possible; write 1 to 128 of a-z, 0-9, '.', '_' and '-', beginning with a letter or a digit"#,
+        ),
+        (
+            "[[vm]]\nname = \"a\"\nqmp = \"/a\"\ntenant = \"a\\nb\"".into(),
+            r#"vm.0.tenant = "a\nb" is not possible; write at most 256 bytes, without control characters"#,
+        ),
+        (
+            "[[vm]]\nname = \"a\"\nqmp = \"/a\"\nlabels = { \"\" = \"x\" }".into(),
+            r#"vm.0.labels = "" is not possible; write at most 256 bytes, without control characters, and one at least"#,
+        ),
+        (
+            format!("[[vm]]\nname = \"a\"\nqmp = \"/a\"\n[vm.labels]\n{}", many_labels()),
+            r#"vm.0.labels = "65" is not possible; write at most 64 labels"#,
         ),
         (
             "[[vm]]\nname = \"a\"\nqmp = \"/a\"\n[[vm]]\nname = \"a\"\nqmp = \"/b\"".into(),
@@ -351,4 +372,9 @@ proptest::proptest! {
         let _ = text.parse::<Rate>();
         let _ = Config::parse(&text, None);
     }
+}
+
+/// One more than a VM may have.
+fn many_labels() -> String {
+    (0..=64).map(|nth| format!("l{nth} = \"\"\n")).collect()
 }

@@ -7,6 +7,7 @@ use super::error::ConfigError;
 use super::file::{FileMigrateIn, FileVm, FileVms};
 use super::pool::{self, Pool, PoolName};
 use super::units::ByteSize;
+use hypervisor::inventory::{MAX_LABEL, MAX_LABELS};
 use pki::PeerName;
 
 /// NovaCron's folder of VMs.
@@ -35,6 +36,10 @@ pub struct NamedVm {
     pub qmp: PathBuf,
     /// Its folder, if it has one.
     pub folder: Option<PathBuf>,
+    /// Whose it is, over what its `config.json` says; or empty.
+    pub tenant: String,
+    /// Its labels, over those of its `config.json`: what the coordinator chooses hosts by.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// Where virtual machines are, and who starts them.
@@ -117,7 +122,7 @@ pub(super) fn vms(file: FileVms, named: Vec<FileVm>) -> Result<Vms, ConfigError>
 }
 
 fn one(index: usize, file: FileVm) -> Result<NamedVm, ConfigError> {
-    let FileVm { name, qmp, folder } = file;
+    let FileVm { name, qmp, folder, tenant, labels } = file;
     let key = |field: &str| format!("vm.{index}.{field}");
     let advice = "write 1 to 128 of a-z, 0-9, '.', '_' and '-', beginning with a letter or a digit";
     let name = name.ok_or_else(|| ConfigError::missing(&key("name"), advice))?;
@@ -132,7 +137,25 @@ fn one(index: usize, file: FileVm) -> Result<NamedVm, ConfigError> {
     if let Some(folder) = &folder {
         pool::check_absolute(&key("folder"), folder, &format!("{FOLDER}/{name}"))?;
     }
-    Ok(NamedVm { name, qmp, folder })
+    let tenant = tenant.unwrap_or_default();
+    let too_long = |text: &str| text.len() > MAX_LABEL || text.contains(char::is_control);
+    let advice = || format!("write at most {MAX_LABEL} bytes, without control characters");
+    if too_long(&tenant) {
+        return Err(ConfigError::value(&key("tenant"), &tenant, advice()));
+    }
+    if labels.len() > MAX_LABELS {
+        let advice = format!("write at most {MAX_LABELS} labels");
+        return Err(ConfigError::value(&key("labels"), &labels.len().to_string(), advice));
+    }
+    for (label, value) in &labels {
+        if label.is_empty() || too_long(label) {
+            return Err(ConfigError::value(&key("labels"), label, format!("{}, and one at least", advice())));
+        }
+        if too_long(value) {
+            return Err(ConfigError::value(&key(&format!("labels.{label}")), value, advice()));
+        }
+    }
+    Ok(NamedVm { name, qmp, folder, tenant, labels })
 }
 
 pub(super) fn migrate_in(file: FileMigrateIn, pools: &[Pool]) -> Result<MigrateIn, ConfigError> {

@@ -1,5 +1,6 @@
 //! What is said about migrations and virtual machines on the control socket.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use engine::migrate::record::{Record, Role};
@@ -235,8 +236,34 @@ pub struct ListedVm {
     pub pid: Option<u32>,
     /// Its folder.
     pub folder: Option<String>,
+    /// What it needs of its host; an older daemon does not say.
+    #[serde(default, flatten)]
+    pub needs: ListedNeeds,
     /// What is odd about it.
     pub findings: Vec<String>,
+}
+
+/// What a virtual machine needs of its host, as its QEMU was started, or, of one that is off, as it is defined. What is
+/// not known is zero or empty.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ListedNeeds {
+    /// RAM.
+    pub memory_bytes: u64,
+    /// Virtual processors.
+    pub processors: u32,
+    /// Sizes of its disks as the guest sees them, together; zero when that of one is not known.
+    pub disk_bytes: u64,
+    /// The processor's model as QEMU was told: of one that runs.
+    pub cpu: String,
+    /// The machine's type as QEMU was told: of one that runs.
+    pub machine: String,
+    /// It runs on the processor itself.
+    pub kvm: bool,
+    /// Whose it is.
+    pub tenant: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// A migration as it is listed.

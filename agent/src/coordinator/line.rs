@@ -74,7 +74,7 @@ impl Line {
             coordinator,
             paths: config.identity.clone(),
             folder: config.identity.folder().map(ToOwned::to_owned),
-            looks: Looks::new(desk.clone(), pools.collect()),
+            looks: Looks::new(desk.clone(), pools.collect(), config.vms.vmd.clone()),
             wishes: Wishes::open(desk, &config.state),
         }
     }

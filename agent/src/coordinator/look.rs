@@ -6,22 +6,29 @@ use std::path::PathBuf;
 use control_api::v1::{Host, Moves, Observed, Pool, Progress, Receipts, Root, Vm};
 use serde_json::json;
 
-use crate::control::migration::{ListedAccess, ListedVm, Shown, role_name};
+use super::qemu::Qemu;
+use crate::control::migration::{ListedAccess, ListedNeeds, ListedVm, Shown, role_name};
 use crate::daemon::Desk;
 use crate::output::migration as text;
+
+/// Bytes of labels of all VMs: a quarter of the longest message. Whoever writes NovaCron's tags must not be able to make
+/// one that is too long to be said.
+const MOST_LABELS: usize = control_api::MAX_MESSAGE / 4;
 
 /// Looks at this host, and remembers what it said.
 #[derive(Debug)]
 pub(super) struct Looks {
     desk: Desk,
     pools: Vec<(String, PathBuf)>,
+    qemu: Qemu,
     observed: Option<Observed>,
     moves: HashMap<String, Progress>,
 }
 
 impl Looks {
-    pub(super) fn new(desk: Desk, pools: Vec<(String, PathBuf)>) -> Self {
-        Self { desk, pools, observed: None, moves: HashMap::new() }
+    /// `vmd` is where vmd listens.
+    pub(super) fn new(desk: Desk, pools: Vec<(String, PathBuf)>, vmd: PathBuf) -> Self {
+        Self { desk, pools, qemu: Qemu::new(vmd), observed: None, moves: HashMap::new() }
     }
 
     /// A new line: everything is to be said again.
@@ -42,7 +49,8 @@ impl Looks {
         let pools = self.pools.clone();
         let host = tokio::task::spawn_blocking(move || host(&pools)).await;
         let host = host.inspect_err(|error| tracing::error!(%error, "looking at this host failed")).ok()?;
-        let observed = Observed { host: Some(host), vms: vms.into_iter().map(vm).collect() };
+        let host = Host { qemu: self.qemu.version().await, ..host };
+        let observed = Observed { host: Some(host), vms: bounded(vms.into_iter().map(vm).collect()) };
         if self.observed.as_ref().is_some_and(|known| is_same(known, &observed)) {
             return None;
         }
@@ -114,6 +122,7 @@ fn host(pools: &[(String, PathBuf)]) -> Host {
         processor: model.map(|(_, model)| model.trim().to_owned()).unwrap_or_default(),
         kvm: std::path::Path::new("/dev/kvm").exists(),
         pools: pools.collect(),
+        qemu: String::new(),
     }
 }
 
@@ -124,7 +133,44 @@ fn vm(vm: ListedVm) -> Vm {
         ListedAccess::NotYet { reason } => ("not-yet", reason),
         ListedAccess::Stopped => ("stopped", String::new()),
     };
-    Vm { id: vm.id, name: vm.name, state: vm.state, access: access.to_owned(), reason }
+    let ListedNeeds { memory_bytes, processors, disk_bytes, cpu, machine, kvm, tenant, labels } = vm.needs;
+    Vm {
+        id: vm.id,
+        name: vm.name,
+        state: vm.state,
+        access: access.to_owned(),
+        reason,
+        memory_bytes,
+        processors,
+        disk_bytes,
+        cpu,
+        machine,
+        kvm,
+        tenant,
+        labels: labels.into_iter().collect(),
+    }
+}
+
+/// Without the labels of those VMs for which there is no room.
+fn bounded(mut vms: Vec<Vm>) -> Vec<Vm> {
+    let (mut left, mut without) = (MOST_LABELS, 0_u32);
+    for vm in &mut vms {
+        let length = vm.labels.iter().map(|(name, value)| name.len() + value.len()).sum();
+        match left.checked_sub(length) {
+            Some(rest) => left = rest,
+            None => {
+                vm.labels.clear();
+                without += 1;
+            }
+        }
+    }
+    if without > 0 {
+        tracing::warn!(
+            vms = without,
+            "the coordinator is not told of labels: all VMs together have too many"
+        );
+    }
+    vms
 }
 
 fn progress(shown: &Shown, desk: &Desk) -> Progress {
@@ -165,6 +211,14 @@ mod tests {
             host(&[("fast".to_owned(), folder.path().to_owned()), ("gone".to_owned(), "/no/where".into())]);
         assert!(host.processors > 0 && host.memory_bytes > host.memory_available_bytes, "{host:?}");
         assert!(host.pools[0].free_bytes > 0 && host.pools[1].free_bytes == 0, "{host:?}");
+    }
+
+    #[test]
+    fn labels_that_fit_no_message_are_left_out() {
+        let with =
+            |length: usize| Vm { labels: [("l".to_owned(), "x".repeat(length))].into(), ..Vm::default() };
+        let vms = bounded(vec![with(MOST_LABELS - 3), with(2), with(1), with(1)]);
+        assert_eq!(vms.iter().map(|vm| vm.labels.len()).collect::<Vec<_>>(), [1, 0, 1, 0]);
     }
 
     #[test]

@@ -142,7 +142,7 @@ impl Migrations {
             records.clone(),
             places(&config.vms),
             policy.arrivals.clone(),
-            with.shows.clone(),
+            Some(with.shows.clone()),
         );
         let migrations = Self {
             with,
@@ -508,6 +508,8 @@ fn places(vms: &Vms) -> Places {
         name: vm.name.clone(),
         qmp: vm.qmp.clone(),
         folder: vm.folder.clone(),
+        tenant: vm.tenant.clone(),
+        labels: vm.labels.clone(),
     });
     Places { entries: entries.collect(), novacron: Some(vms.folder.clone()) }
 }

@@ -38,6 +38,14 @@ pub fn vm(vm: &ListedVm) -> String {
         }
         ListedAccess::Stopped => {}
     }
+    let needs = &vm.needs;
+    let mut parts = Vec::new();
+    parts.extend((needs.memory_bytes > 0).then(|| format!("{} of memory", bytes(needs.memory_bytes))));
+    parts.extend((needs.processors > 0).then(|| format!("{} processors", needs.processors)));
+    parts.extend((needs.disk_bytes > 0).then(|| format!("{} of disks", bytes(needs.disk_bytes))));
+    if !parts.is_empty() {
+        let _infallible = write!(text, "\n    {}", parts.join(", "));
+    }
     for finding in &vm.findings {
         let _infallible = write!(text, "\n    {finding}");
     }
@@ -261,6 +269,7 @@ mod tests {
     use volume::SessionId;
 
     use super::*;
+    use crate::control::migration::ListedNeeds;
 
     #[test]
     fn vms_for_people() {
@@ -271,16 +280,17 @@ mod tests {
             access,
             pid: Some(7),
             folder: None,
+            needs: ListedNeeds { memory_bytes: 2 << 30, processors: 2, ..ListedNeeds::default() },
             findings: vec!["odd".to_owned()],
         };
         assert_eq!(
             vm(&listed(ListedAccess::Live { qmp: "/q".to_owned() })),
-            "7f (web)  running  live\n    odd"
+            "7f (web)  running  live\n    2.0 GiB of memory, 2 processors\n    odd"
         );
         let (reason, fix) = ("it has no monitor".to_owned(), "-qmp unix:/q".to_owned());
         assert_eq!(
             vm(&listed(ListedAccess::ColdOrWarmOnly { reason, fix })),
-            "7f (web)  running  cold or warm only: it has no monitor; for live, start it with -qmp unix:/q\n    odd"
+            "7f (web)  running  cold or warm only: it has no monitor; for live, start it with -qmp unix:/q\n    2.0 GiB of memory, 2 processors\n    odd"
         );
     }
 

@@ -211,9 +211,20 @@ pub(super) fn host(host: &Host, said: &Value) {
     }
     if !observed.vms.is_empty() {
         output::line("");
-        let vms = observed.vms.iter();
-        let rows = vms.map(|vm| vec![vm.id.clone(), vm.name.clone(), vm.state.clone(), vm.access.clone()]);
-        output::table(&["VM", "NAME", "STATE", "MOVES"], rows);
+        let or_dash = |known: bool, text: String| if known { text } else { "-".to_owned() };
+        let rows = observed.vms.iter().map(|vm| {
+            let needs = &vm.needs;
+            vec![
+                vm.id.clone(),
+                vm.name.clone(),
+                vm.state.clone(),
+                or_dash(needs.memory_bytes > 0, bytes(needs.memory_bytes)),
+                or_dash(needs.processors > 0, needs.processors.to_string()),
+                or_dash(needs.disk_bytes > 0, bytes(needs.disk_bytes)),
+                vm.access.clone(),
+            ]
+        });
+        output::table(&["VM", "NAME", "STATE", "MEMORY", "PROCESSORS", "DISKS", "MOVES"], rows);
     }
 }
 

@@ -93,12 +93,19 @@ const VMS: &[Column] = &[
     Column::new("NAME", |vm| vm["name"].clone()),
     Column::new("STATE", |vm| vm["state"].clone()),
     Column::new("MEMORY", |vm| vm["memory_bytes"].clone()).shown(size),
+    Column::new("PROCESSORS", |vm| vm["processors"].clone()).shown(count),
+    Column::new("DISKS", |vm| vm["disk_bytes"].clone()).shown(size),
     Column::new("MOVES", |vm| vm["access"].clone()),
 ];
 
 /// Bytes for people; what is not known is said to be nothing by an older agent.
 fn size(value: &Value) -> String {
     value.as_u64().filter(|size| *size > 0).map_or_else(|| "-".to_owned(), bytes)
+}
+
+/// As [`size`].
+fn count(value: &Value) -> String {
+    value.as_u64().filter(|count| *count > 0).map_or_else(|| "-".to_owned(), |count| count.to_string())
 }
 
 /// Hosts with names like one that there is not.

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
-use hosts::{Host, Progress};
+use hosts::{Host, Progress, Vm};
 use serde_json::{Value, json};
 
 use super::Coordinator;
@@ -169,6 +169,47 @@ fn tables_are_short_and_json_exact() {
     for part in ["site        berlin", "memory      64.0 GB, 48.0 GB to be had", "fast  2000.0 GB", "db-1"] {
         assert!(shown.contains(part), "{part} is not in\n{shown}");
     }
+}
+
+#[test]
+fn what_a_vm_needs_is_shown() {
+    let coordinator = Coordinator::start();
+    let host = coordinator.host("host-a", &[["old-1", "old", "running"]]);
+    let lines =
+        |said: &str| said.lines().map(|line| line.split_whitespace().collect()).collect::<Vec<String>>();
+    let columns = ["vm", "list", "--columns", "id,memory,processors,disks", "--no-headers"];
+    assert_eq!(lines(&coordinator.done(&columns)), ["old-1---"], "an older agent does not say");
+    let labels = [("tier", "web"), ("novaferry.affinity", "shop")];
+    host.has_all(vec![Vm {
+        id: "web-1".to_owned(),
+        name: "web".to_owned(),
+        state: "running".to_owned(),
+        memory_bytes: 4 << 30,
+        processors: 2,
+        disk_bytes: 20_000_000_000,
+        cpu: "host".to_owned(),
+        machine: "pc-q35-10.0".to_owned(),
+        kvm: true,
+        tenant: "acme".to_owned(),
+        labels: labels.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+        ..Vm::default()
+    }]);
+    coordinator.until(&["host", "show", "host-a"], |said| said["observed"]["vms"][0]["id"] == "web-1");
+    assert_eq!(lines(&coordinator.done(&columns)), ["web-14294.9MB220.0GB"]);
+    let shown = coordinator.done(&["vm", "show", "web-1"]);
+    for part in [
+        "memory      4294.9 MB",
+        "disks       20.0 GB",
+        "processors  2",
+        "cpu         host",
+        "machine     pc-q35-10.0",
+        "tenant      acme",
+        "labels      novaferry.affinity=shop, tier=web",
+    ] {
+        assert!(shown.contains(part), "{part} is not in\n{shown}");
+    }
+    let table = coordinator.done(&["host", "show", "host-a"]);
+    assert!(table.contains("PROCESSORS") && table.contains("4294.9 MB"), "{table}");
 }
 
 #[test]

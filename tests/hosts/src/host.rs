@@ -51,7 +51,11 @@ impl Host {
 
     /// Says that it has these VMs: id, name and state. All can be moved live.
     pub fn has(&self, vms: &[[&str; 3]]) {
-        let vms = vms.iter().map(|[id, name, state]| fleet::vm(id, name, state)).collect();
+        self.has_all(vms.iter().map(|[id, name, state]| fleet::vm(id, name, state)).collect());
+    }
+
+    /// Says that it has these VMs, with all that is known of them.
+    pub fn has_all(&self, vms: Vec<v1::Vm>) {
         self.say(Said::Observed(v1::Observed { host: Some(fleet::machine()), vms }));
     }
 

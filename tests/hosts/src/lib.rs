@@ -16,7 +16,7 @@ mod random;
 
 pub use api::{Answer, Api};
 pub use capability::have;
-pub use control_api::v1::{Intent, Progress};
+pub use control_api::v1::{Intent, Progress, Vm};
 pub use coordinator::Coordinator;
 pub use fleet::{Fleet, Moved, Pace, Truth};
 pub use host::Host;

@@ -8,22 +8,32 @@
 //! QEMU is not connected to here: its monitor serves one client at a time, and another one may be at work.
 //!
 //! libvirt's domains are shown, and not driven: libvirt would not know what happened to them.
+//!
+//! What each VM needs of its host ([`Needs`]) is read from the same places: from the command line of the QEMU that runs,
+//! or, for one that is off, from its `config.json`.
 
 mod command_line;
+mod disk;
+mod needs;
 mod novacron;
 mod process;
+mod started;
 
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 pub use command_line::{CommandLine, Endpoint, Language, Monitor};
+pub use disk::{Disk, Sizes};
+pub use needs::{MAX_LABEL, MAX_LABELS, Needs};
 pub use novacron::{MAX_CONFIG, MigrationPolicy, NetworkAttachment, NovacronConfig, VolumeAttachment};
 pub use process::{Activity, Process};
 
 use crate::error::Error;
 use process::Qemu;
+use started::Started;
 
 /// Most entries of NovaCron's folder. A host runs some hundred VMs; beyond this the folder is not what it should be.
 pub const MAX_ENTRIES: usize = 16_384;
@@ -43,6 +53,10 @@ pub struct Entry {
     pub qmp: PathBuf,
     /// Its folder, if it has one.
     pub folder: Option<PathBuf>,
+    /// Whose it is, if NovaCron does not say, or says otherwise; or empty.
+    pub tenant: String,
+    /// Labels beside those that NovaCron gives it, or instead of them.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// Where to look.
@@ -106,6 +120,8 @@ pub struct Vm {
     pub access: Access,
     /// NovaCron's configuration of it.
     pub config: Option<NovacronConfig>,
+    /// What it needs of its host.
+    pub needs: Needs,
     /// What is odd about it, for people.
     pub findings: Vec<String>,
 }
@@ -118,36 +134,80 @@ impl Vm {
     }
 }
 
-/// Looks for virtual machines: the configuration's first, then NovaCron's by id, then libvirt's by process id. Reads
-/// files and `/proc`: not for a thread that must not wait.
+/// This host's virtual machines, looked at again and again.
+#[derive(Debug)]
+pub struct Inventory {
+    places: Places,
+    /// What does not change while a process lives.
+    started: HashMap<Process, Started>,
+}
+
+/// Looks for virtual machines once; see [`Inventory::find`].
 ///
 /// # Errors
-/// [`Error::System`] if `/proc` or NovaCron's folder cannot be read; a missing folder has no VMs. [`Error::Invalid`] if
-/// it has more than [`MAX_ENTRIES`]. What is wrong with one VM is in its findings.
+/// As there.
 pub fn find(places: &Places) -> Result<Vec<Vm>, Error> {
-    let running = Qemu::all().map_err(system("look at the processes of this host"))?;
-    let mut vms = Vec::new();
-    for entry in &places.entries {
-        vms.push(configured(entry, &running));
+    Inventory::new(places.clone()).find()
+}
+
+impl Inventory {
+    /// One that has not looked yet.
+    #[must_use]
+    pub fn new(places: Places) -> Self {
+        Self { places, started: HashMap::new() }
     }
-    if let Some(root) = &places.novacron {
-        for (id, folder) in folders(root)? {
-            let vm = in_folder(id, folder, &running);
-            // The configuration may name a VM that is NovaCron's: one of them is enough.
-            let known = |other: &Vm| {
-                other.folder == vm.folder || (vm.process.is_some() && other.process == vm.process)
-            };
-            if !vms.iter().any(known) {
-                vms.push(vm);
+
+    /// Looks for virtual machines: the configuration's first, then NovaCron's by id, then libvirt's by process id. Reads
+    /// files and `/proc`: not for a thread that must not wait.
+    ///
+    /// # Errors
+    /// [`Error::System`] if `/proc` or NovaCron's folder cannot be read; a missing folder has no VMs. [`Error::Invalid`]
+    /// if it has more than [`MAX_ENTRIES`]. What is wrong with one VM is in its findings.
+    pub fn find(&mut self) -> Result<Vec<Vm>, Error> {
+        let running = Qemu::all().map_err(system("look at the processes of this host"))?;
+        let mut vms = Vec::new();
+        for entry in &self.places.entries {
+            vms.push(configured(entry, &running));
+        }
+        if let Some(root) = &self.places.novacron {
+            for (id, folder) in folders(root)? {
+                let vm = in_folder(id, folder, &running);
+                // The configuration may name a VM that is NovaCron's: one of them is enough.
+                let known = |other: &Vm| {
+                    other.folder == vm.folder || (vm.process.is_some() && other.process == vm.process)
+                };
+                if !vms.iter().any(known) {
+                    vms.push(vm);
+                }
             }
         }
+        for qemu in &running {
+            if qemu.line.is_libvirt() && !vms.iter().any(|vm| vm.process == Some(qemu.process)) {
+                vms.push(libvirt(qemu));
+            }
+        }
+        self.weigh(&mut vms, &running);
+        Ok(vms)
     }
-    for qemu in &running {
-        if qemu.line.is_libvirt() && !vms.iter().any(|vm| vm.process == Some(qemu.process)) {
-            vms.push(libvirt(qemu));
+
+    /// Finds out what each needs. Those of the configuration come first, in its order.
+    fn weigh(&mut self, vms: &mut [Vm], running: &[Qemu]) {
+        let running: HashMap<Process, &Qemu> = running.iter().map(|qemu| (qemu.process, qemu)).collect();
+        self.started.retain(|process, _| running.contains_key(process));
+        for (at, vm) in vms.iter_mut().enumerate() {
+            if let Some(qemu) = vm.process.and_then(|process| running.get(&process)) {
+                let started = self.started.entry(qemu.process);
+                let started = started.or_insert_with(|| Started::read(&qemu.line));
+                vm.needs = Needs::of_started(started, |image| {
+                    let path = qemu.absolute(&image.path).ok()?;
+                    Some(Disk::look(&path, &image.format))
+                });
+            } else if let (Some(folder), Some(config)) = (&vm.folder, &vm.config) {
+                vm.needs = Needs::of_definition(folder, config);
+            }
+            needs::label(vm, self.places.entries.get(at));
         }
     }
-    Ok(vms)
 }
 
 fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
@@ -232,6 +292,7 @@ fn configured(entry: &Entry, running: &[Qemu]) -> Vm {
         process: qemu.map(|qemu| qemu.process),
         state: if qemu.is_none() && listening { State::Running } else { state(qemu) },
         access,
+        needs: Needs::default(),
         findings,
     }
 }
@@ -266,6 +327,7 @@ fn in_folder(id: String, folder: PathBuf, running: &[Qemu]) -> Vm {
         id,
         folder: Some(folder),
         config,
+        needs: Needs::default(),
         findings,
     }
 }
@@ -281,6 +343,7 @@ fn libvirt(qemu: &Qemu) -> Vm {
         state: state(Some(qemu)),
         access: libvirt_access(),
         config: None,
+        needs: Needs::default(),
         findings: Vec::new(),
     }
 }

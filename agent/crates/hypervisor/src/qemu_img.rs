@@ -159,6 +159,27 @@ pub async fn inspect(path: &Path, format: &str) -> Result<ImageInfo, Error> {
     parse_info(&out, format)
 }
 
+/// How large the guest sees an image of the named format, in bytes; also while a QEMU has it. Looks at the image alone,
+/// not at what is below it, and takes no lock.
+///
+/// # Errors
+/// As for [`inspect`], with that patience; not because it is in use.
+pub async fn virtual_size(path: &Path, format: &str, patience: Duration) -> Result<u64, Error> {
+    tool::check_format(format)?;
+    let options = tool::image_options(path, format)?;
+    let arguments = tool::arguments([
+        OsStr::new("info"),
+        OsStr::new("--output=json"),
+        OsStr::new("--force-share"),
+        OsStr::new("--image-opts"),
+        options.as_os_str(),
+    ]);
+    let out = tool::run(PROGRAM, &arguments, MAX_INFO, patience).await?;
+    let info: RawInfo = serde_json::from_slice(&out)
+        .map_err(|error| Error::ToolOutput { program: PROGRAM, why: error.to_string() })?;
+    Ok(info.virtual_size)
+}
+
 fn in_use(error: Error, path: &Path) -> Error {
     match error {
         Error::ToolFailed { stderr, .. } if tool::says_locked(&stderr) => {

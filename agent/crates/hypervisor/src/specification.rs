@@ -16,7 +16,7 @@
 //! given in that order, and a migration stream names devices by address. What QEMU adds by itself (a display adapter,
 //! a network card, a parallel port, empty drives) is written out, so that the destination runs with `-nodefaults`.
 
-mod arguments;
+pub(crate) mod arguments;
 mod blockdev;
 pub(crate) mod carried;
 pub mod catalogue;

@@ -10,7 +10,8 @@ use std::fs;
 use std::path::Path;
 
 use capability::have;
-use novaferry_hypervisor::inventory::{Access, Entry, Places, State, Vm, find};
+use novaferry_hypervisor::inventory::{Access, Entry, Inventory, Places, Sizes, State, Vm, find};
+use novaferry_hypervisor::qemu_img;
 use rustix::process::{Pid, Signal, kill_process};
 use system::{System, qmp_option, until};
 
@@ -109,7 +110,13 @@ async fn the_configuration_names_vms() {
     let qmp = folder.join("q,mp");
     let option = format!("unix:{},server=on,wait=off", qmp.display().to_string().replace(',', ",,"));
     let mut system = start(&folder, &["-qmp", &option], Some(&qmp)).await;
-    let entry = |name: &str, qmp: &Path| Entry { name: name.to_owned(), qmp: qmp.to_owned(), folder: None };
+    let entry = |name: &str, qmp: &Path| Entry {
+        name: name.to_owned(),
+        qmp: qmp.to_owned(),
+        folder: None,
+        tenant: String::new(),
+        labels: [].into(),
+    };
     let wrong = Entry { folder: Some(folder.clone()), ..entry("wrong", &folder.join("other")) };
     let hidden = host.path().join("hidden");
     let listener = std::os::unix::net::UnixListener::bind(&hidden).unwrap();
@@ -144,6 +151,53 @@ async fn the_configuration_names_vms() {
     for id in ["good", "hidden"] {
         assert_eq!((&vm(&vms, id).state, &vm(&vms, id).access), (&State::Stopped, &Access::Stopped), "{id}");
     }
+}
+
+#[tokio::test]
+async fn what_a_vm_needs_is_told_while_it_runs_and_when_it_is_off() {
+    if !have("qemu-system", "qemu-system-x86_64", "what_a_vm_needs_is_told_while_it_runs_and_when_it_is_off")
+    {
+        return;
+    }
+    let host = tempfile::tempdir().unwrap();
+    let folder = host.path().join("web");
+    let images = host.path().join("images");
+    fs::create_dir(&images).unwrap();
+    let [first, second] = ["first.qcow2", "second.raw"].map(|name| images.join(name));
+    qemu_img::create_qcow2(&first, 48 << 20).await.unwrap();
+    fs::write(&second, [0; 1 << 20]).unwrap();
+    let drive = |path: &Path, format: &str| format!("file={},format={format},if=virtio", path.display());
+    let (first_drive, second_drive) = (drive(&first, "qcow2"), drive(&second, "raw"));
+    let more = ["-smp", "2", "-cpu", "max", "-drive", &first_drive, "-drive", &second_drive];
+    let mut system = start(&folder, &more, None).await;
+    let config = r#"{"memory_mb": 512, "cpu_shares": 4, "disk_size_gb": 3, "tenant_id": "acme", "tags": {"tier": "web"}}"#;
+    fs::write(folder.join("config.json"), config).unwrap();
+
+    let places = Places { novacron: Some(host.path().to_owned()), ..Places::default() };
+    let (mut inventory, mut sizes) = (Inventory::new(places), Sizes::default());
+    // The second look remembers, and says the same.
+    for _ in 0..2 {
+        let vms = inventory.find().unwrap();
+        let needs = &vm(&vms, "web").needs;
+        // Of QEMU's own line: the definition may have been changed since.
+        assert_eq!((needs.memory_bytes, needs.processors), (64 << 20, 2));
+        assert_eq!((needs.cpu.as_str(), needs.machine.as_str(), needs.kvm), ("max", "pc", false));
+        assert_eq!((needs.tenant.as_str(), needs.labels["tier"].as_str()), ("acme", "web"));
+        let at = vms.iter().position(|vm| vm.id == "web").unwrap();
+        // QEMU holds the image's lock.
+        assert_eq!(sizes.of(&vms).await[at], 49 << 20);
+    }
+
+    system.end();
+    let vms = inventory.find().unwrap();
+    let needs = &vm(&vms, "web").needs;
+    assert_eq!((needs.memory_bytes, needs.processors), (512 << 20, 4));
+    assert_eq!((needs.cpu.as_str(), needs.machine.as_str(), needs.tenant.as_str()), ("", "", "acme"));
+    let at = vms.iter().position(|vm| vm.id == "web").unwrap();
+    assert_eq!(sizes.of(&vms).await[at], 3 << 30, "as it is planned: NovaCron has made no disk yet");
+    fs::rename(&first, folder.join("disk.qcow2")).unwrap();
+    let vms = inventory.find().unwrap();
+    assert_eq!(sizes.of(&vms).await[at], 48 << 20, "as it is");
 }
 
 #[test]

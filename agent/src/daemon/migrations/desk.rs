@@ -1,19 +1,20 @@
 //! Where clients of the control socket and the listener leave their errands for the owner of the migrations.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use engine::migrate::destination::{Arrivals, receipts_of};
 use engine::migrate::record::{Record, Records};
 use engine::migrate::source::Ways;
 use engine::migrate::status::{Command, Live, Status};
-use hypervisor::inventory::{self, Access, Places, State, Vm};
+use hypervisor::inventory::{Access, Inventory, Places, Sizes, State, Vm};
 use tokio::sync::{mpsc, oneshot, watch};
 use tunnel::Incoming;
 use volume::SessionId;
 use wire::FailCode;
 
 use super::{Errand, Shows, Statuses, job};
-use crate::control::migration::{ListedAccess, ListedMigration, ListedVm, Migrate, Shown};
+use crate::control::migration::{ListedAccess, ListedMigration, ListedNeeds, ListedVm, Migrate, Shown};
 use crate::failure::with_causes;
 use crate::output::migration::short;
 
@@ -29,7 +30,8 @@ const STOPPING: &str = "the daemon is stopping; ask again when it runs";
 pub struct Desk {
     errands: mpsc::Sender<Errand>,
     records: Records,
-    places: Places,
+    inventory: Arc<Mutex<Inventory>>,
+    sizes: Arc<tokio::sync::Mutex<Sizes>>,
     arrivals: Arrivals,
     /// Signs receipts; none behind which nobody works.
     shows: Option<watch::Receiver<Shows>>,
@@ -48,17 +50,23 @@ impl Desk {
         records: Records,
         places: Places,
         arrivals: Arrivals,
-        shows: watch::Receiver<Shows>,
+        shows: Option<watch::Receiver<Shows>>,
     ) -> Self {
-        Self { errands, records, places, arrivals, shows: Some(shows) }
+        Self {
+            errands,
+            records,
+            inventory: Arc::new(Mutex::new(Inventory::new(places))),
+            sizes: Arc::default(),
+            arrivals,
+            shows,
+        }
     }
 
     /// One behind which nobody works.
     #[cfg(test)]
     pub(crate) fn closed(state: &std::path::Path) -> Self {
         let (errands, _nobody) = mpsc::channel(1);
-        let (records, arrivals) = (Records::open(state).unwrap(), Arrivals::default());
-        Self { errands, records, places: Places::default(), arrivals, shows: None }
+        Self::new(errands, Records::open(state).unwrap(), Places::default(), Arrivals::default(), None)
     }
 
     /// Who may come because the coordinator says so.
@@ -95,12 +103,16 @@ impl Desk {
     /// # Errors
     /// As for all that follow: for people, what and what to do.
     pub async fn list_vms(&self) -> Result<Vec<ListedVm>, String> {
-        Ok(self.vms().await?.iter().map(listed).collect())
+        let vms = self.vms().await?;
+        let sizes = self.sizes.lock().await.of(&vms).await;
+        Ok(vms.into_iter().zip(sizes).map(|(vm, disk_bytes)| listed(vm, disk_bytes)).collect())
     }
 
     async fn vms(&self) -> Result<Vec<Vm>, String> {
-        let places = self.places.clone();
-        let found = tokio::task::spawn_blocking(move || inventory::find(&places)).await;
+        let inventory = Arc::clone(&self.inventory);
+        // What a look that failed left is whole: it remembers processes one by one.
+        let find = move || inventory.lock().unwrap_or_else(PoisonError::into_inner).find();
+        let found = tokio::task::spawn_blocking(find).await;
         let found = found.map_err(|error| format!("looking for VMs failed: {error}"))?;
         found.map_err(|error| with_causes(&error))
     }
@@ -269,26 +281,36 @@ fn choose<'a>(vms: &'a [Vm], wanted: &str) -> Result<&'a Vm, String> {
     }
 }
 
-fn listed(vm: &Vm) -> ListedVm {
+fn listed(vm: Vm, disk_bytes: u64) -> ListedVm {
+    let pid = vm.pid();
+    let Vm { id, name, folder, process: _, state, access, config: _, needs, findings } = vm;
     ListedVm {
-        id: vm.id.clone(),
-        name: vm.name.clone(),
-        state: match vm.state {
+        id,
+        name,
+        state: match state {
             State::Running => "running",
             State::Suspended => "suspended",
             State::Stopped => "stopped",
         }
         .to_owned(),
-        access: match &vm.access {
+        access: match access {
             Access::Live { qmp } => ListedAccess::Live { qmp: qmp.display().to_string() },
-            Access::ColdOrWarmOnly { reason, fix } => {
-                ListedAccess::ColdOrWarmOnly { reason: reason.clone(), fix: fix.clone() }
-            }
-            Access::NotYet { reason } => ListedAccess::NotYet { reason: reason.clone() },
+            Access::ColdOrWarmOnly { reason, fix } => ListedAccess::ColdOrWarmOnly { reason, fix },
+            Access::NotYet { reason } => ListedAccess::NotYet { reason },
             Access::Stopped => ListedAccess::Stopped,
         },
-        pid: vm.pid(),
-        folder: vm.folder.as_ref().map(|folder| folder.display().to_string()),
-        findings: vm.findings.clone(),
+        pid,
+        folder: folder.map(|folder| folder.display().to_string()),
+        needs: ListedNeeds {
+            memory_bytes: needs.memory_bytes,
+            processors: needs.processors,
+            disk_bytes,
+            cpu: needs.cpu,
+            machine: needs.machine,
+            kvm: needs.kvm,
+            tenant: needs.tenant,
+            labels: needs.labels,
+        },
+        findings,
     }
 }

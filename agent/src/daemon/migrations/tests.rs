@@ -204,7 +204,7 @@ async fn what_cannot_be_moved_is_said() {
 
 #[test]
 fn what_is_asked_is_checked() {
-    use hypervisor::inventory::{Access, State, Vm};
+    use hypervisor::inventory::{Access, Needs, State, Vm};
     let vm = Vm {
         id: "web".to_owned(),
         name: "Web".to_owned(),
@@ -213,6 +213,7 @@ fn what_is_asked_is_checked() {
         state: State::Running,
         access: Access::Live { qmp: "/q".into() },
         config: None,
+        needs: Needs::default(),
         findings: Vec::new(),
     };
     let migration = SessionId([1; 16]);

@@ -83,7 +83,8 @@ pub struct Vm {
     pub needs: Needs,
 }
 
-/// What a VM needs of its host. What is not known is zero or empty: an older agent, or a VM that is off.
+/// What a VM needs of its host, as its QEMU was started, or, of one that is off, as it is defined. What is not known is
+/// zero or empty, as all of it is with an older agent.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(default)]
@@ -92,11 +93,11 @@ pub struct Needs {
     pub memory_bytes: u64,
     /// Virtual processors.
     pub processors: u32,
-    /// Sizes of its disks, together.
+    /// Sizes of its disks as the guest sees them, together; zero when that of one is not known.
     pub disk_bytes: u64,
-    /// The processor's model as QEMU was told, such as `host`, `max` or `Skylake-Server`.
+    /// The processor's model as QEMU was told, such as `host`, `max` or `Skylake-Server`: of one that runs.
     pub cpu: String,
-    /// The machine's type, such as `pc-q35-10.0`.
+    /// The machine's type as QEMU was told, such as `pc-q35-10.0`: of one that runs.
     pub machine: String,
     /// It runs on the processor itself (KVM).
     pub kvm: bool,

@@ -277,9 +277,13 @@ impl Line {
             name: format!("{id}'; DROP TABLE hosts; --<b>"),
             state: "running".to_owned(),
             access: "live".to_owned(),
-            reason: String::new(),
+            ..v1::Vm::default()
         });
-        self.say(Said::Observed(v1::Observed { host: None, vms: vms.collect() })).await;
+        self.observed(v1::Host::default(), vms.collect()).await;
+    }
+
+    async fn observed(&self, host: v1::Host, vms: Vec<v1::Vm>) {
+        self.say(Said::Observed(v1::Observed { host: Some(host), vms })).await;
     }
 
     async fn moved(&self, id: &str, role: &str, state: &str, over: bool) {

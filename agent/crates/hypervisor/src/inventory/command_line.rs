@@ -147,6 +147,11 @@ impl CommandLine {
         line
     }
 
+    /// The arguments as text, with the program. What is no UTF-8 becomes other text, which names no file.
+    pub(super) fn texts(&self) -> Vec<String> {
+        self.arguments.iter().map(|argument| String::from_utf8_lossy(argument).into_owned()).collect()
+    }
+
     /// Whether the program is one of QEMU's system emulators, by its name.
     #[must_use]
     pub fn is_qemu_system(&self) -> bool {

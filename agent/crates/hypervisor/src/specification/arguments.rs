@@ -27,14 +27,14 @@ const ALONE: &[&str] = &[
 
 /// One option with its value.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Argument<'a> {
+pub(crate) struct Argument<'a> {
     /// Without dashes. Empty for an argument that is no option: an image for the first IDE disk.
-    pub(super) name: &'a str,
-    pub(super) value: &'a str,
+    pub(crate) name: &'a str,
+    pub(crate) value: &'a str,
 }
 
 /// The options of a process, whose name comes first.
-pub(super) fn split(arguments: &[String]) -> Vec<Argument<'_>> {
+pub(crate) fn split(arguments: &[String]) -> Vec<Argument<'_>> {
     let mut rest = arguments.iter().skip(1).map(String::as_str).peekable();
     let mut found = Vec::new();
     while let Some(argument) = rest.next() {
@@ -62,11 +62,11 @@ const VALUED: &[&str] = &["append", "name", "cpu", "kernel", "initrd", "serial",
 
 /// A list of `key=value`, taken apart by its reader.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(super) struct Pairs(Vec<(String, String)>);
+pub(crate) struct Pairs(Vec<(String, String)>);
 
 impl Pairs {
     /// Reads `first,key=value,flag,noflag` or a JSON object, whose nested keys become dotted.
-    pub(super) fn read(option: &str, text: &str, implied: Option<&str>) -> Result<Self, SpecificationError> {
+    pub(crate) fn read(option: &str, text: &str, implied: Option<&str>) -> Result<Self, SpecificationError> {
         if text.starts_with('{') {
             let object: Map<String, Value> =
                 serde_json::from_str(text).ok().ok_or_else(|| bad(option, "no JSON"))?;
@@ -107,19 +107,19 @@ impl Pairs {
     }
 
     /// Takes a key out: the last one counts, as in QEMU.
-    pub(super) fn take(&mut self, key: &str) -> Option<String> {
+    pub(crate) fn take(&mut self, key: &str) -> Option<String> {
         let at = self.0.iter().rposition(|(name, _)| name == key)?;
         let value = self.0.remove(at).1;
         self.0.retain(|(name, _)| name != key);
         Some(value)
     }
 
-    pub(super) fn get(&self, key: &str) -> Option<&str> {
+    pub(crate) fn get(&self, key: &str) -> Option<&str> {
         self.0.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 
     /// Takes out all the keys that start so.
-    pub(super) fn take_prefix(&mut self, prefix: &str) -> Self {
+    pub(crate) fn take_prefix(&mut self, prefix: &str) -> Self {
         let (inner, outer) =
             std::mem::take(&mut self.0).into_iter().partition(|(key, _)| key.starts_with(prefix));
         self.0 = outer;
@@ -128,11 +128,11 @@ impl Pairs {
     }
 
     /// What nobody took.
-    pub(super) fn rest(self) -> Vec<(String, String)> {
+    pub(crate) fn rest(self) -> Vec<(String, String)> {
         self.0
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
@@ -155,7 +155,7 @@ fn split_commas(text: &str) -> Vec<String> {
 }
 
 /// `on` and its relatives.
-pub(super) fn flag(option: &str, text: &str) -> Result<bool, SpecificationError> {
+pub(crate) fn flag(option: &str, text: &str) -> Result<bool, SpecificationError> {
     match text {
         "on" | "yes" | "true" | "y" => Ok(true),
         "off" | "no" | "false" | "n" => Ok(false),
@@ -163,12 +163,12 @@ pub(super) fn flag(option: &str, text: &str) -> Result<bool, SpecificationError>
     }
 }
 
-pub(super) fn number<N: std::str::FromStr>(option: &str, text: &str) -> Result<N, SpecificationError> {
+pub(crate) fn number<N: std::str::FromStr>(option: &str, text: &str) -> Result<N, SpecificationError> {
     text.parse().ok().ok_or_else(|| bad(option, "a number expected"))
 }
 
 /// A size in bytes; without a suffix in units of `unit`.
-pub(super) fn size(option: &str, text: &str, unit: u64) -> Result<u64, SpecificationError> {
+pub(crate) fn size(option: &str, text: &str, unit: u64) -> Result<u64, SpecificationError> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
         "" => unit,
@@ -183,7 +183,7 @@ pub(super) fn size(option: &str, text: &str, unit: u64) -> Result<u64, Specifica
     count.checked_mul(unit).ok_or_else(|| bad(option, "this size is too large"))
 }
 
-pub(super) fn bad(option: &str, why: &'static str) -> SpecificationError {
+pub(crate) fn bad(option: &str, why: &'static str) -> SpecificationError {
     SpecificationError::Argument { option: format!("-{option}"), why }
 }
 

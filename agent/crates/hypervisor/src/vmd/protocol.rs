@@ -161,6 +161,9 @@ pub struct FenceStatus {
 pub struct HostStatus {
     /// Major, minor, micro.
     pub version: (u32, u32, u32),
+    /// Its program; an older vmd does not say.
+    #[serde(default)]
+    pub program: Option<PathBuf>,
     /// Boards that it knows, aliases included.
     pub machines: Vec<String>,
     /// Processor models.

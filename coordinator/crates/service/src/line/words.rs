@@ -1,5 +1,7 @@
 //! The line's messages as the coordinator's values, and the other way round. What hosts say is bounded here.
 
+use std::collections::BTreeMap;
+
 use control_api::v1;
 use model::host::{Needs, Observed, Pool, Vm};
 use model::migration::{Migration, Mode, Progress, State, Wish};
@@ -21,6 +23,8 @@ pub(super) const MOST_MIGRATIONS: usize = 1024;
 const MOST_ALTERNATES: usize = 7;
 const MOST_POOLS: usize = 256;
 const MOST_VMS: usize = 16_384;
+/// Labels of a VM: as many as an agent reads.
+const MOST_LABELS: usize = 64;
 
 pub(super) fn hex(bytes: &[u8]) -> String {
     data_encoding::HEXLOWER.encode(bytes)
@@ -92,6 +96,7 @@ pub(super) fn take_in(observed: &mut Observed, news: v1::Observed) {
     observed.memory_available_bytes = host.memory_available_bytes;
     observed.processor = short(&host.processor);
     observed.kvm = host.kvm;
+    observed.qemu = short(&host.qemu);
     let pools = host.pools.into_iter().take(MOST_POOLS);
     observed.pools =
         pools.map(|pool| Pool { name: short(&pool.name), free_bytes: pool.free_bytes }).collect();
@@ -101,9 +106,27 @@ pub(super) fn take_in(observed: &mut Observed, news: v1::Observed) {
         state: short(&vm.state),
         access: short(&vm.access),
         reason: long(&vm.reason),
-        needs: Needs::default(),
+        needs: needs(vm),
     });
     observed.vms = vms.collect();
+}
+
+/// What a VM needs. A label that is too long is left out: a part of it would be another label.
+fn needs(vm: v1::Vm) -> Needs {
+    let fits = |text: &str| text.chars().nth(SHORT).is_none();
+    // In their order, so that the same ones stay.
+    let labels: BTreeMap<_, _> = vm.labels.into_iter().collect();
+    let labels = labels.into_iter().filter(|(name, value)| !name.is_empty() && fits(name) && fits(value));
+    Needs {
+        memory_bytes: vm.memory_bytes,
+        processors: vm.processors,
+        disk_bytes: vm.disk_bytes,
+        cpu: short(&vm.cpu),
+        machine: short(&vm.machine),
+        kvm: vm.kvm,
+        tenant: short(&vm.tenant),
+        labels: labels.take(MOST_LABELS).collect(),
+    }
 }
 
 /// `signs`: its agent says receipts and roots.

@@ -109,6 +109,109 @@ async fn a_draft_changes_nothing_and_says_why_hosts_do_not_suit() {
     assert_eq!(world.get("/v1/plans?limit=2").await["items"].as_array().unwrap().len(), 2);
 }
 
+/// A host with this much room, and a pool.
+fn machine(processors: u32, gibibytes: u64, qemu: &str) -> v1::Host {
+    v1::Host {
+        processors,
+        memory_bytes: gibibytes << 30,
+        memory_available_bytes: gibibytes << 30,
+        processor: "A processor".to_owned(),
+        kvm: true,
+        pools: vec![v1::Pool { name: "fast".to_owned(), free_bytes: gibibytes << 32 }],
+        qemu: qemu.to_owned(),
+    }
+}
+
+#[tokio::test]
+async fn hosts_are_rejected_for_what_agents_say_that_a_vm_needs() {
+    let world = World::new().await;
+    let [(_a, line_a), (_b, line_b), (_c, line_c)] = fleet_of_three(&world, &[]).await;
+    let labels = [(planner::placement::APART, "db"), ("tier", "db")];
+    let labels = labels.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let vm = |id: &str| v1::Vm {
+        id: id.to_owned(),
+        name: id.to_owned(),
+        state: "running".to_owned(),
+        access: "live".to_owned(),
+        labels: labels.clone().into(),
+        ..v1::Vm::default()
+    };
+    let needs = v1::Vm {
+        memory_bytes: 8 << 30,
+        processors: 4,
+        disk_bytes: 100 << 30,
+        cpu: "host".to_owned(),
+        machine: "pc-q35-10.0".to_owned(),
+        kvm: true,
+        tenant: "acme".to_owned(),
+        ..vm("db-1")
+    };
+    line_a.observed(machine(8, 64, "10.0.2"), vec![needs]).await;
+    let poor = v1::Host { kvm: false, processor: "Another".to_owned(), ..machine(2, 4, "8.2.1") };
+    line_b.observed(poor, vec![vm("db-2")]).await;
+    // Of an earlier release: it says nothing of its QEMU, nor of what its VM needs.
+    line_c.observed(machine(8, 64, ""), vec![v1::Vm { labels: [].into(), ..vm("old-1") }]).await;
+    let list = world.until("/v1/vms", |list| list["items"].as_array().unwrap().len() == 3).await;
+    let one = list["items"].as_array().unwrap().iter().find(|vm| vm["id"] == "db-1").unwrap();
+    assert_eq!((&one["memory_bytes"], &one["processors"]), (&json!(8_u64 << 30), &json!(4)));
+    assert_eq!(
+        (&one["disk_bytes"], &one["cpu"], &one["kvm"]),
+        (&json!(100_u64 << 30), &json!("host"), &json!(true))
+    );
+    assert_eq!((&one["machine"], &one["tenant"]), (&json!("pc-q35-10.0"), &json!("acme")));
+    assert_eq!(one["labels"], json!({ planner::placement::APART: "db", "tier": "db" }));
+
+    let (_, plan) = world.post("/v1/plans", json!({ "vms": ["db-1"], "to": "berlin" })).await;
+    assert_eq!(plan["steps"][0]["destination"], "host-c", "{plan}");
+    let rejected = plan["steps"][0]["rejected"].as_array().unwrap();
+    let why = &rejected.iter().find(|one| one["host"] == "host-b").unwrap()["why"];
+    let expected = [
+        "memory: 8192 MiB are needed and 4096 MiB are free",
+        "disk: 102400 MiB are needed and its roomiest pool has 16384 MiB",
+        "the VM has 4 processors and the host 2",
+        "the VM runs on KVM and the host has none",
+        "the VM sees the host's processor as it is (A processor); here it is Another",
+        "its QEMU 8.2.1 is older than the 10.0.2 that the VM runs on",
+        "the VM must not share a host with db-2 (novaferry.anti-affinity)",
+    ];
+    assert_eq!(*why, json!(expected));
+    let basis = plan["steps"][0]["estimate"]["basis"].to_string();
+    assert!(!basis.contains("size is not known"), "{basis}");
+}
+
+#[tokio::test]
+async fn what_agents_say_of_a_vm_is_bounded() {
+    let world = World::new().await;
+    let host = world.host("host-a").await;
+    let line = host.line(&world, 0).await.unwrap();
+    let long = "é".repeat(300);
+    let mut labels: std::collections::HashMap<_, _> =
+        (0..100).map(|nth| (format!("l{nth:03}"), "x".to_owned())).collect();
+    labels.extend([
+        ("a".to_owned(), long.clone()),
+        (long.clone(), "b".to_owned()),
+        (String::new(), String::new()),
+    ]);
+    let vm = v1::Vm {
+        id: "web-1".to_owned(),
+        cpu: long.clone(),
+        machine: long.clone(),
+        tenant: long.clone(),
+        labels,
+        ..v1::Vm::default()
+    };
+    line.observed(v1::Host { qemu: long.clone(), ..v1::Host::default() }, vec![vm]).await;
+    let list = world.until("/v1/vms", |list| list["items"][0].is_object()).await;
+    let vm = &list["items"][0];
+    for key in ["cpu", "machine", "tenant"] {
+        assert_eq!(vm[key], "é".repeat(256), "{key}");
+    }
+    let labels = vm["labels"].as_object().unwrap();
+    let expected: Vec<_> = (0..64).map(|nth| format!("l{nth:03}")).collect();
+    assert_eq!(labels.keys().collect::<Vec<_>>(), expected.iter().collect::<Vec<_>>());
+    assert_eq!(world.get("/v1/hosts").await["items"][0]["observed"]["qemu"], "é".repeat(256));
+}
+
 #[tokio::test]
 async fn a_step_that_fails_holds_the_others_back() {
     let world = World::new().await;
