@@ -187,7 +187,7 @@ impl Line {
                 }
                 _ = ticks.tick() => {
                     let mut news = Vec::new();
-                    news.extend(self.looks.moves().await.map(Said::Moves));
+                    news.extend(self.looks.moves().await.into_iter().map(Said::Moves));
                     if looks.is_multiple_of(LOOKS_A_HOST) {
                         news.extend(self.looks.observed().await.map(Said::Observed));
                     }

@@ -2,8 +2,11 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use control_api::v1::{Host, Moves, Observed, Pool, Progress, Receipts, Root, Vm};
+use engine::migrate::destination::receipts_of;
+use engine::receipt::ReceiptSigner;
 use serde_json::json;
 
 use super::qemu::Qemu;
@@ -15,6 +18,11 @@ use crate::output::migration as text;
 /// one that is too long to be said.
 const MOST_LABELS: usize = control_api::MAX_MESSAGE / 4;
 
+/// Most that one message says of migrations, bytes: a quarter of the longest message.
+const PORTION: usize = control_api::MAX_MESSAGE / 4;
+/// What is said of each besides what may be long, bytes at most.
+const SMALL: usize = 16 << 10;
+
 /// Looks at this host, and remembers what it said.
 #[derive(Debug)]
 pub(super) struct Looks {
@@ -22,13 +30,15 @@ pub(super) struct Looks {
     pools: Vec<(String, PathBuf)>,
     qemu: Qemu,
     observed: Option<Observed>,
+    /// Without receipts, which follow from the record and the signer.
     moves: HashMap<String, Progress>,
+    signer: Option<Arc<ReceiptSigner>>,
 }
 
 impl Looks {
     /// `vmd` is where vmd listens.
     pub(super) fn new(desk: Desk, pools: Vec<(String, PathBuf)>, vmd: PathBuf) -> Self {
-        Self { desk, pools, qemu: Qemu::new(vmd), observed: None, moves: HashMap::new() }
+        Self { desk, pools, qemu: Qemu::new(vmd), observed: None, moves: HashMap::new(), signer: None }
     }
 
     /// A new line: everything is to be said again.
@@ -58,24 +68,57 @@ impl Looks {
         Some(observed)
     }
 
-    /// Migrations that moved on since.
-    pub(super) async fn moves(&mut self) -> Option<Moves> {
+    /// Migrations that moved on since, in messages that are not too long.
+    pub(super) async fn moves(&mut self) -> Vec<Moves> {
         let all = match self.desk.shown().await {
             Ok(all) => all,
             Err(why) => {
                 tracing::warn!(why, "the coordinator is not told of migrations");
-                return None;
+                return Vec::new();
             }
         };
-        let news: Vec<Progress> = all
-            .iter()
-            .map(|shown| progress(shown, &self.desk))
-            .filter(|progress| self.moves.get(&progress.id) != Some(progress))
-            .collect();
-        self.moves.extend(news.iter().map(|progress| (progress.id.clone(), progress.clone())));
+        let signer = self.desk.signer();
+        if self.signer.as_ref().map(Arc::as_ptr) != signer.as_ref().map(Arc::as_ptr) {
+            // What was signed with the certificate before is said again.
+            self.moves.retain(|_, told| !(told.over && told.role == "destination"));
+            self.signer.clone_from(&signer);
+        }
+        let mut news = Vec::new();
+        for shown in &all {
+            let mut progress = progress(shown);
+            if self.moves.get(&progress.id) == Some(&progress) {
+                continue;
+            }
+            self.moves.insert(progress.id.clone(), progress.clone());
+            // Signed for the telling alone: there may be many that ended long ago.
+            let json = signer.as_ref().and_then(|signer| receipts_of(&shown.status.record, signer));
+            progress.receipts = json.map(|json| Receipts { json });
+            news.push(progress);
+        }
         self.moves.retain(|id, _| all.iter().any(|shown| shown.status.record.migration == *id));
-        (!news.is_empty()).then_some(Moves { migrations: news })
+        portions(news)
     }
+}
+
+/// As few messages as hold these, each with about [`PORTION`] bytes at most.
+fn portions(news: Vec<Progress>) -> Vec<Moves> {
+    let mut portions: Vec<Moves> = Vec::new();
+    let mut room = 0;
+    for progress in news {
+        let receipts = progress.receipts.iter().flat_map(|receipts| &receipts.json).map(String::len);
+        let size = SMALL + progress.report.len() + receipts.sum::<usize>();
+        match portions.last_mut().filter(|_| size <= room) {
+            Some(last) => {
+                room -= size;
+                last.migrations.push(progress);
+            }
+            None => {
+                room = PORTION.saturating_sub(size);
+                portions.push(Moves { migrations: vec![progress] });
+            }
+        }
+    }
+    portions
 }
 
 /// Free memory and disks change all the time; only a change of a sixteenth is worth a word.
@@ -173,7 +216,7 @@ fn bounded(mut vms: Vec<Vm>) -> Vec<Vm> {
     vms
 }
 
-fn progress(shown: &Shown, desk: &Desk) -> Progress {
+fn progress(shown: &Shown) -> Progress {
     let (record, live) = (&shown.status.record, &shown.status.live);
     let report = json!({ "text": text::state(&record.role), "report": record.report, "findings": shown.status.findings });
     Progress {
@@ -191,7 +234,7 @@ fn progress(shown: &Shown, desk: &Desk) -> Progress {
         rate: live.rate,
         expected_downtime_ms: live.expected_downtime_ms,
         report: report.to_string(),
-        receipts: desk.receipts(record).map(|json| Receipts { json }),
+        receipts: None,
         roots: record
             .roots
             .iter()
@@ -219,6 +262,17 @@ mod tests {
             |length: usize| Vm { labels: [("l".to_owned(), "x".repeat(length))].into(), ..Vm::default() };
         let vms = bounded(vec![with(MOST_LABELS - 3), with(2), with(1), with(1)]);
         assert_eq!(vms.iter().map(|vm| vm.labels.len()).collect::<Vec<_>>(), [1, 0, 1, 0]);
+    }
+
+    #[test]
+    fn what_is_long_is_said_in_portions() {
+        let of = |size: usize| Progress { report: "x".repeat(size), ..Progress::default() };
+        let receipts = Receipts { json: vec!["x".repeat(PORTION / 10 * 3); 3] };
+        let large = Progress { receipts: Some(receipts), ..Progress::default() };
+        let portions = portions(vec![of(10), of(10), large.clone(), large, of(PORTION * 2), of(10)]);
+        let counts: Vec<_> = portions.iter().map(|moves| moves.migrations.len()).collect();
+        assert_eq!(counts, [3, 1, 1, 1]);
+        assert!(super::portions(Vec::new()).is_empty());
     }
 
     #[test]

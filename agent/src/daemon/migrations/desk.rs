@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use engine::migrate::destination::{Arrivals, receipts_of};
+use engine::migrate::destination::Arrivals;
 use engine::migrate::record::{Record, Records};
 use engine::migrate::source::Ways;
 use engine::migrate::status::{Command, Live, Status};
+use engine::receipt::ReceiptSigner;
 use hypervisor::inventory::{Access, Inventory, Places, Sizes, State, Vm};
 use tokio::sync::{mpsc, oneshot, watch};
 use tunnel::Incoming;
@@ -74,9 +75,9 @@ impl Desk {
         &self.arrivals
     }
 
-    /// The receipts of a VM that came here for good, JSON; none before that.
-    pub(crate) fn receipts(&self, record: &Record) -> Option<Vec<String>> {
-        receipts_of(record, &self.shows.as_ref()?.borrow().signer)
+    /// Whom this host signs receipts as now.
+    pub(crate) fn signer(&self) -> Option<Arc<ReceiptSigner>> {
+        Some(Arc::clone(&self.shows.as_ref()?.borrow().signer))
     }
 
     /// Hands a peer's request over.

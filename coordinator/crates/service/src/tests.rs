@@ -1,5 +1,6 @@
 //! The coordinator as a whole, over real sockets and real TLS: agents by their own client, people by an HTTP client.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use control_api::v1::from_agent::What as Said;
@@ -208,6 +209,8 @@ struct Host {
 struct Line {
     said: mpsc::Sender<FromAgent>,
     told: Streaming<ToAgent>,
+    /// What it was told while it waited to be heard.
+    held: VecDeque<Told>,
 }
 
 impl Host {
@@ -228,7 +231,7 @@ impl Host {
         let mut client = self.client(world).await;
         let (said, outbound) = mpsc::channel(16);
         let told = client.connect(ReceiverStream::new(outbound)).await?.into_inner();
-        let mut line = Line { said, told };
+        let mut line = Line { said, told, held: VecDeque::new() };
         let hello = v1::Hello {
             protocol: PROTOCOL,
             protocol_least: PROTOCOL_LEAST,
@@ -256,8 +259,26 @@ impl Line {
     }
 
     async fn next(&mut self) -> Result<Told, Status> {
+        match self.held.pop_front() {
+            Some(told) => Ok(told),
+            None => self.come().await,
+        }
+    }
+
+    async fn come(&mut self) -> Result<Told, Status> {
         let message = timeout(PATIENCE, self.told.message()).await.expect("nothing came")?;
         Ok(message.ok_or_else(|| Status::aborted("the line ended"))?.what.unwrap())
+    }
+
+    /// Waits until all that it said was heard: a beat is answered in its turn.
+    async fn heard(&mut self) {
+        self.say(Said::Beat(v1::Beat { now_ms: 0 })).await;
+        loop {
+            match self.come().await.unwrap() {
+                Told::Beat(_) => return,
+                told => self.held.push_back(told),
+            }
+        }
     }
 
     async fn intent(&mut self) -> v1::Intent {
@@ -271,7 +292,7 @@ impl Line {
         }
     }
 
-    async fn has(&self, vms: &[&str]) {
+    async fn has(&mut self, vms: &[&str]) {
         let vms = vms.iter().map(|id| v1::Vm {
             id: (*id).to_owned(),
             name: format!("{id}'; DROP TABLE hosts; --<b>"),
@@ -282,11 +303,12 @@ impl Line {
         self.observed(v1::Host::default(), vms.collect()).await;
     }
 
-    async fn observed(&self, host: v1::Host, vms: Vec<v1::Vm>) {
+    async fn observed(&mut self, host: v1::Host, vms: Vec<v1::Vm>) {
         self.say(Said::Observed(v1::Observed { host: Some(host), vms })).await;
+        self.heard().await;
     }
 
-    async fn moved(&self, id: &str, role: &str, state: &str, over: bool) {
+    async fn moved(&mut self, id: &str, role: &str, state: &str, over: bool) {
         let progress = v1::Progress {
             id: id.to_owned(),
             role: role.to_owned(),
@@ -296,6 +318,7 @@ impl Line {
             ..v1::Progress::default()
         };
         self.say(Said::Moves(v1::Moves { migrations: vec![progress] })).await;
+        self.heard().await;
     }
 }
 
@@ -427,7 +450,7 @@ async fn a_vm_moves_as_its_hosts_say() {
 async fn wishes_reach_the_source() {
     let world = World::new().await;
     let (a, b) = (world.host("host-a").await, world.host("host-b").await);
-    let (mut line_a, line_b) = (a.line(&world, 0).await.unwrap(), b.line(&world, 0).await.unwrap());
+    let (mut line_a, mut line_b) = (a.line(&world, 0).await.unwrap(), b.line(&world, 0).await.unwrap());
     line_a.intent().await;
     line_a.has(&["web-1"]).await;
     line_b.has(&[]).await;
@@ -461,8 +484,8 @@ async fn clocks_that_are_apart_are_told_of_and_count_for_nothing() {
     let world = World::new().await;
     let (a, b) = (world.host("host-a").await, world.host("host-b").await);
     let off = 600_000;
-    let line_a = a.line_at(&world, 0, off).await.unwrap();
-    let line_b = b.line_at(&world, 0, -off).await.unwrap();
+    let mut line_a = a.line_at(&world, 0, off).await.unwrap();
+    let mut line_b = b.line_at(&world, 0, -off).await.unwrap();
     let hosts = world.get("/v1/hosts").await;
     // Between the words of the host and their reading passes less than the whole test may take.
     let patience = i64::try_from(PATIENCE.as_millis()).unwrap();
@@ -501,7 +524,7 @@ async fn clocks_that_are_apart_are_told_of_and_count_for_nothing() {
 async fn of_operators_who_move_one_vm_at_once_one_does() {
     let world = World::new().await;
     let (a, b) = (world.host("host-a").await, world.host("host-b").await);
-    let (line_a, line_b) = (a.line(&world, 0).await.unwrap(), b.line(&world, 0).await.unwrap());
+    let (mut line_a, mut line_b) = (a.line(&world, 0).await.unwrap(), b.line(&world, 0).await.unwrap());
     line_a.has(&["web-1"]).await;
     line_b.has(&[]).await;
     world.until("/v1/hosts", |hosts| hosts["items"][1]["observed"].is_object()).await;
@@ -543,7 +566,7 @@ async fn of_operators_who_move_one_vm_at_once_one_does() {
 async fn a_restart_forgets_nothing_and_an_old_database_goes_beyond_what_hosts_saw() {
     let world = World::new().await;
     let (a, b) = (world.host("host-a").await, world.host("host-b").await);
-    let (line_a, line_b) = (a.line(&world, 0).await.unwrap(), b.line(&world, 0).await.unwrap());
+    let (mut line_a, mut line_b) = (a.line(&world, 0).await.unwrap(), b.line(&world, 0).await.unwrap());
     line_a.has(&["web-1"]).await;
     line_b.has(&[]).await;
     world.until("/v1/hosts", |hosts| hosts["items"][1]["observed"].is_object()).await;

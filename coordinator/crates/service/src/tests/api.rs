@@ -9,7 +9,7 @@ use super::*;
 async fn fleet(vms: &[&str]) -> (World, Line, Line) {
     let world = World::new().await;
     let (a, b) = (world.host("host-a").await, world.host("host-b").await);
-    let (line_a, line_b) = (a.line(&world, 0).await.unwrap(), b.line(&world, 0).await.unwrap());
+    let (mut line_a, mut line_b) = (a.line(&world, 0).await.unwrap(), b.line(&world, 0).await.unwrap());
     line_a.has(vms).await;
     line_b.has(&[]).await;
     world.until("/v1/hosts", |hosts| hosts["items"][1]["observed"].is_object()).await;
@@ -103,7 +103,7 @@ async fn every_route_is_described() {
 
 #[tokio::test]
 async fn answers_are_as_described() {
-    let (world, line_a, _line_b) = fleet(&["web-1", "web-2"]).await;
+    let (world, mut line_a, _line_b) = fleet(&["web-1", "web-2"]).await;
     let document = world.get("/v1/openapi.json").await;
     let see = async |method: &str, route: &str, path: &str, body: Value, status: u16| {
         let answer = world.send_json(&method.to_uppercase(), path, &[], &body).await;
@@ -222,7 +222,7 @@ async fn secrets_are_not_kept_for_replays() {
 #[tokio::test]
 async fn lists_come_in_pages_and_can_be_filtered() {
     let vms: Vec<_> = (0..5).map(|number| format!("web-{number}")).collect();
-    let (world, _line_a, line_b) = fleet(&vms.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let (world, _line_a, mut line_b) = fleet(&vms.iter().map(String::as_str).collect::<Vec<_>>()).await;
     line_b.has(&["db-1"]).await;
     world.until("/v1/vms", |found| found["items"].as_array().unwrap().len() == 6).await;
     for name in ["a", "b", "c"] {
@@ -276,7 +276,7 @@ async fn lists_come_in_pages_and_can_be_filtered() {
 
 #[tokio::test]
 async fn tags_tell_whether_it_is_still_so() {
-    let (world, line_a, _line_b) = fleet(&["web-1"]).await;
+    let (world, mut line_a, _line_b) = fleet(&["web-1"]).await;
     let begun = world.post("/v1/migrations", json!({ "vm": "web-1", "to": "host-b" })).await.1;
     let path = format!("/v1/migrations/{}", begun["id"].as_str().unwrap());
     for path in [path.as_str(), "/v1/migrations", "/v1/vms", "/v1/tokens"] {

@@ -50,7 +50,7 @@ async fn a_coordinator_of_yesterday_counts_on_and_moves_nothing_twice() {
     let file = files.path().join("backup");
     let world = World::new().await;
     let (mut a, b) = (world.host("host-a").await, world.host("host-b").await);
-    let (mut line_a, line_b) = (a.line(&world, 0).await.unwrap(), b.line(&world, 0).await.unwrap());
+    let (mut line_a, mut line_b) = (a.line(&world, 0).await.unwrap(), b.line(&world, 0).await.unwrap());
     line_a.has(&["web-1", "web-2"]).await;
     line_b.has(&[]).await;
     world.until("/v1/vms", |vms| vms["items"].as_array().unwrap().len() == 2).await;
@@ -59,12 +59,12 @@ async fn a_coordinator_of_yesterday_counts_on_and_moves_nothing_twice() {
     world.backup(&file).await;
     // After the backup: one migration ends, one begins, the host gets its next certificate.
     let path = format!("/v1/migrations/{before}");
-    let arrived = async |world: &World, line_a: &Line, line_b: &Line| {
+    let arrived = async |world: &World, line_a: &mut Line, line_b: &mut Line| {
         line_a.moved(&before, "source", "finalised", true).await;
         line_b.moved(&before, "destination", "running", false).await;
         world.until(&path, |migration| migration["state"] == "completed").await;
     };
-    arrived(&world, &line_a, &line_b).await;
+    arrived(&world, &mut line_a, &mut line_b).await;
     let (_, after) = world.post("/v1/migrations", json!({ "vm": "web-2", "to": "host-b" })).await;
     let after = after["id"].as_str().unwrap().to_owned();
     let seen = loop {
@@ -85,10 +85,10 @@ async fn a_coordinator_of_yesterday_counts_on_and_moves_nothing_twice() {
         intent.migrations.iter().map(|migration| migration.id.as_str()).collect::<Vec<_>>(),
         [&before]
     );
-    let line_b = b.line(&world, seen).await.unwrap();
+    let mut line_b = b.line(&world, seen).await.unwrap();
     line_a.has(&["web-2"]).await;
     line_b.has(&["web-1"]).await;
-    arrived(&world, &line_a, &line_b).await;
+    arrived(&world, &mut line_a, &mut line_b).await;
     // The one that it lost goes on at its hosts, and is none of this coordinator's.
     line_a.moved(&after, "source", "pre-copy", false).await;
     line_a.moved(&after, "source", "finalised", true).await;

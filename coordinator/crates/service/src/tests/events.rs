@@ -88,7 +88,7 @@ async fn what_changes_is_told_as_the_api_shows_it() {
     assert_eq!((hello.name.as_str(), &hello.data["version"]), ("hello", &json!(env!("CARGO_PKG_VERSION"))));
 
     let host = world.host("host-a").await;
-    let line = host.line(&world, 0).await.unwrap();
+    let mut line = host.line(&world, 0).await.unwrap();
     let said = stream.until(|event| event.name == "host" && event.data["connected"].is_string()).await;
     assert_eq!(said.data["name"], "host-a");
     line.has(&["web-1", "<b>&'"]).await;

@@ -88,7 +88,7 @@ async fn links_are_probed_shared_and_told() {
 async fn what_has_no_way_now_waits_for_its_link() {
     let world = World::new().await;
     let (a, b) = (world.host("host-a").await, world.host("host-b").await);
-    let (mut line_a, line_b) = (a.line(&world, 0).await.unwrap(), b.line(&world, 0).await.unwrap());
+    let (mut line_a, mut line_b) = (a.line(&world, 0).await.unwrap(), b.line(&world, 0).await.unwrap());
     line_a.intent().await;
     line_a.has(&["web-1"]).await;
     line_b.has(&[]).await;

@@ -63,7 +63,7 @@ async fn until_wanted(line: &mut Line) -> v1::Migration {
     }
 }
 
-async fn arrive(source: &Line, destination: &Line, id: &str) {
+async fn arrive(source: &mut Line, destination: &mut Line, id: &str) {
     destination.moved(id, "destination", "running", false).await;
     source.moved(id, "source", "finalised", true).await;
 }
@@ -71,7 +71,7 @@ async fn arrive(source: &Line, destination: &Line, id: &str) {
 #[tokio::test]
 async fn an_initiated_job_moves_a_vm() {
     let world = World::new().await;
-    let (mut line_a, line_b) = two(&world, &["web-1"]).await;
+    let (mut line_a, mut line_b) = two(&world, &["web-1"]).await;
     assert_eq!(world.get("/api/v1/migration/jobs").await, json!([]));
     let wanted = json!({
         "sourceCluster": "host-a", "targetCluster": "host-b", "vmIds": ["web-1"], "migrationStrategy": "LIVE",
@@ -85,7 +85,7 @@ async fn an_initiated_job_moves_a_vm() {
     line_a.moved(&migration.id, "source", "pre-copy", false).await;
     let moving = world.until("/api/migration/live/status", |live| live[0]["phase"] == "memory_copy").await;
     shaped("live-status", &moving);
-    arrive(&line_a, &line_b, &migration.id).await;
+    arrive(&mut line_a, &mut line_b, &migration.id).await;
     let jobs = world.until("/api/migration/jobs", |jobs| jobs[0]["status"] == "completed").await;
     shaped("jobs", &jobs);
     assert_eq!((&jobs[0]["jobId"], &jobs[0]["progress"]), (&job["jobId"], &json!(100)));
@@ -120,7 +120,7 @@ async fn a_live_migration_has_its_limits() {
 #[tokio::test]
 async fn sites_are_providers() {
     let world = World::new().await;
-    let (mut line_a, line_b) = two(&world, &["web-1"]).await;
+    let (mut line_a, mut line_b) = two(&world, &["web-1"]).await;
     for prefix in ["/api/multicloud", "/api/v1/multicloud"] {
         for (path, shape) in [
             ("providers", "providers"),
@@ -156,7 +156,7 @@ async fn sites_are_providers() {
     line_a.moved(id, "source", "pre-copy", false).await;
     let moving = world.until(&path, |one| one["status"] == "in_progress").await;
     shaped("migration", &moving);
-    arrive(&line_a, &line_b, id).await;
+    arrive(&mut line_a, &mut line_b, id).await;
     let done = world.until(&format!("{path}/status"), |one| one["status"] == "completed").await;
     shaped("migration", &done);
     assert_eq!((&done["progress"], &done["destination_vm_id"]), (&json!(100), &json!("web-1")));

@@ -30,7 +30,7 @@ async fn until_wanted(line: &mut Line, count: usize) -> Vec<v1::Migration> {
     }
 }
 
-async fn arrive(source: &Line, destination: &Line, id: &str) {
+async fn arrive(source: &mut Line, destination: &mut Line, id: &str) {
     destination.moved(id, "destination", "running", false).await;
     source.moved(id, "source", "finalised", true).await;
 }
@@ -52,9 +52,9 @@ async fn steps_follow_one_another_also_across_a_restart() {
     let world = world.again().await;
     drop((line_a, line_b));
     let mut line_a = a.line(&world, 0).await.unwrap();
-    let line_b = b.line(&world, 0).await.unwrap();
+    let mut line_b = b.line(&world, 0).await.unwrap();
     assert_eq!(line_a.intent().await.migrations[0].id, ids[0]);
-    arrive(&line_a, &line_b, &ids[0]).await;
+    arrive(&mut line_a, &mut line_b, &ids[0]).await;
     let second = loop {
         let wanted = line_a.intent().await;
         if let Some(second) = wanted.migrations.into_iter().find(|one| one.id != ids[0]) {
@@ -62,7 +62,7 @@ async fn steps_follow_one_another_also_across_a_restart() {
         }
     };
     assert_eq!(second.id, ids[1]);
-    arrive(&line_a, &line_b, &ids[1]).await;
+    arrive(&mut line_a, &mut line_b, &ids[1]).await;
     let done = world.until(&path, |plan| plan["state"] == "completed").await;
     assert!(done["steps"].as_array().unwrap().iter().all(|step| step["state"] == "done"), "{done}");
     let moved = world.get("/v1/migrations").await;
@@ -125,7 +125,7 @@ fn machine(processors: u32, gibibytes: u64, qemu: &str) -> v1::Host {
 #[tokio::test]
 async fn hosts_are_rejected_for_what_agents_say_that_a_vm_needs() {
     let world = World::new().await;
-    let [(_a, line_a), (_b, line_b), (_c, line_c)] = fleet_of_three(&world, &[]).await;
+    let [(_a, mut line_a), (_b, mut line_b), (_c, mut line_c)] = fleet_of_three(&world, &[]).await;
     let labels = [(planner::placement::APART, "db"), ("tier", "db")];
     let labels = labels.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let vm = |id: &str| v1::Vm {
@@ -183,7 +183,7 @@ async fn hosts_are_rejected_for_what_agents_say_that_a_vm_needs() {
 async fn what_agents_say_of_a_vm_is_bounded() {
     let world = World::new().await;
     let host = world.host("host-a").await;
-    let line = host.line(&world, 0).await.unwrap();
+    let mut line = host.line(&world, 0).await.unwrap();
     let long = "é".repeat(300);
     let mut labels: std::collections::HashMap<_, _> =
         (0..100).map(|nth| (format!("l{nth:03}"), "x".to_owned())).collect();
@@ -248,7 +248,7 @@ async fn a_cancelled_plan_takes_back_what_it_began() {
 #[tokio::test]
 async fn a_host_is_drained_and_takes_no_vms_meanwhile() {
     let world = World::new().await;
-    let [(_a, mut line_a), (_b, line_b), _c] = fleet_of_three(&world, &["web-1", "web-2", "web-3"]).await;
+    let [(_a, mut line_a), (_b, mut line_b), _c] = fleet_of_three(&world, &["web-1", "web-2", "web-3"]).await;
     let (status, plan) = world.post("/v1/plans", json!({ "drain": "host-a", "start": true })).await;
     assert_eq!((status, &plan["state"]), (201, &json!("running")), "{plan}");
     assert_eq!(plan["steps"].as_array().unwrap().len(), 3);

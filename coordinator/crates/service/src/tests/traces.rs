@@ -8,7 +8,7 @@ const CONTEXT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 async fn a_callers_context_reaches_the_source() {
     let world = World::new().await;
     let (a, b) = (world.host("host-a").await, world.host("host-b").await);
-    let (mut line_a, line_b) = (a.line(&world, 0).await.unwrap(), b.line(&world, 0).await.unwrap());
+    let (mut line_a, mut line_b) = (a.line(&world, 0).await.unwrap(), b.line(&world, 0).await.unwrap());
     line_a.intent().await;
     line_a.has(&["web-1", "web-2"]).await;
     line_b.has(&[]).await;
