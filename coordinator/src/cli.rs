@@ -19,6 +19,7 @@ mod show;
 mod tests;
 mod token;
 pub(crate) mod units;
+mod webhook;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -43,6 +44,7 @@ use migration::MigrationCommand;
 use plan::{MigrateArgs, PlanCommand};
 use report::ReportCommand;
 use token::{AuditCommand, TokenCommand};
+use webhook::WebhookCommand;
 
 /// Moves virtual machines between the hosts of a fleet.
 #[derive(Debug, Parser)]
@@ -109,6 +111,9 @@ enum Command {
     /// Tokens of people and programs.
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Whom to tell what happens, by HTTP.
+    #[command(subcommand)]
+    Webhook(WebhookCommand),
     /// Who did what.
     #[command(subcommand)]
     Audit(AuditCommand),
@@ -231,6 +236,7 @@ fn ask(client: &Client, command: Command, format: Format) -> Result<(), Failure>
         Command::Migration(command) => migration::migration(client, command, format),
         Command::Report(command) => report::report(client, command, format),
         Command::Token(command) => token::token(client, command, format),
+        Command::Webhook(command) => webhook::webhook(client, command, format),
         Command::Audit(command) => token::audit(client, command, format),
         Command::Support(SupportCommand::Bundle(args)) => bundle::bundle(client, args, format),
         // These ran without a client.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use sd_notify::NotifyState;
-use service::{Access, KeySource, Limits, Secret, Service, ServiceError, Settings};
+use service::{Access, KeySource, Limits, Reach, Secret, Service, ServiceError, Settings};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -60,6 +60,10 @@ pub(crate) struct ServeArgs {
     /// Requests a second of one address without a good token; twice as many at once; 0 is no limit.
     #[arg(long, value_name = "N", default_value_t = 20)]
     address_rate_limit: u32,
+    /// Where webhooks may be sent: `public` is https to public addresses, `private` also http and addresses of private
+    /// networks and of this host, `off` is nowhere.
+    #[arg(long, value_name = "REACH", default_value = "public")]
+    webhooks: Reach,
     /// File with NovaCron's AUTH_SECRET: bearers of its JWTs (HS256) are let in by their roles.
     #[arg(long, value_name = "FILE")]
     auth_secret_file: Option<PathBuf>,
@@ -145,7 +149,7 @@ fn run_to_the_end(mut args: ServeArgs) -> Result<(), Failure> {
 }
 
 async fn serve(args: ServeArgs, ca_key: KeySource, access: Access) -> Result<(), ServiceError> {
-    let ServeArgs { state, database, agents, api, metrics, name, .. } = args;
+    let ServeArgs { state, database, agents, api, metrics, name, webhooks, .. } = args;
     let stop = CancellationToken::new();
     // Before anything that others can see: a signal that comes early must not kill.
     let signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
@@ -157,8 +161,8 @@ async fn serve(args: ServeArgs, ca_key: KeySource, access: Access) -> Result<(),
             stop.cancel();
         });
     }
-    let opened =
-        Service::open(Settings { state, database, ca_key, agents, api, metrics, names: name, access });
+    let settings = Settings { state, database, ca_key, agents, api, metrics, names: name, access, webhooks };
+    let opened = Service::open(settings);
     let service = tokio::select! {
         service = opened => service?,
         // One that stands by may do so for long.

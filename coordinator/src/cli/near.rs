@@ -44,6 +44,8 @@ pub(super) enum Among {
     Vms,
     /// API tokens, by id.
     Tokens,
+    /// Webhooks.
+    Webhooks,
 }
 
 impl Among {
@@ -54,6 +56,7 @@ impl Among {
             Self::Links => ("/v1/links", &["name"]),
             Self::Vms => ("/v1/vms", &["id", "name"]),
             Self::Tokens => ("/v1/tokens", &["id"]),
+            Self::Webhooks => ("/v1/webhooks", &["name"]),
         };
         let all = client.list(path, None)?;
         let of = |one: &Value| {
@@ -86,6 +89,7 @@ pub(super) fn suggest(client: &Client, failure: Failure, sought: &[(Among, &str)
                     Among::Links => "link",
                     Among::Vms => "vm",
                     Among::Tokens => "token",
+                    Among::Webhooks => "webhook",
                 };
                 failure.advising(format!("`novaferry {noun} list` shows those that there are"))
             }

@@ -260,11 +260,7 @@ pub const HEAVY: &[Heavy] = &[
     Heavy { package: "hyper", owners: &[owner("agent")] },
     Heavy {
         package: "ureq",
-        owners: &[
-            owner("trace"),
-            owner("coordinator"),
-            in_tests("service", "asks its API as a program would"),
-        ],
+        owners: &[owner("trace"), owner("coordinator"), also("service", "posts to webhooks")],
     },
     Heavy { package: "opentelemetry", owners: &[owner("trace")] },
     Heavy { package: "tun-rs", owners: &[] },

@@ -69,6 +69,8 @@ pub enum Action {
     ManageTokens,
     /// Say what links there are, or have one probed.
     ManageLinks,
+    /// See webhooks and their secrets, or say whom to tell what.
+    ManageWebhooks,
     /// See the audit log.
     Audit,
     /// Copy all that the coordinator remembers.
@@ -82,9 +84,12 @@ impl Action {
         match self {
             Self::Look => Role::Viewer,
             Self::Migrate | Self::Resolve | Self::ManageLinks => Role::Operator,
-            Self::InviteHost | Self::RevokeHost | Self::ManageTokens | Self::Audit | Self::Backup => {
-                Role::Admin
-            }
+            Self::InviteHost
+            | Self::RevokeHost
+            | Self::ManageTokens
+            | Self::ManageWebhooks
+            | Self::Audit
+            | Self::Backup => Role::Admin,
         }
     }
 
@@ -99,6 +104,7 @@ impl Action {
             Self::RevokeHost => "revoke-host",
             Self::ManageTokens => "manage-tokens",
             Self::ManageLinks => "manage-links",
+            Self::ManageWebhooks => "manage-webhooks",
             Self::Audit => "audit",
             Self::Backup => "backup",
         }
@@ -120,11 +126,12 @@ mod tests {
             A::RevokeHost,
             A::ManageTokens,
             A::ManageLinks,
+            A::ManageWebhooks,
             A::Audit,
             A::Backup,
         ];
         let may = |role: Role| all.iter().filter(|action| action.needs() <= role).count();
-        assert_eq!((may(Role::Viewer), may(Role::Operator), may(Role::Admin)), (1, 4, 9));
+        assert_eq!((may(Role::Viewer), may(Role::Operator), may(Role::Admin)), (1, 4, 10));
         for role in [Role::Viewer, Role::Operator, Role::Admin] {
             assert_eq!(role.to_string().parse(), Ok(role));
         }

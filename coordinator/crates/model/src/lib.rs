@@ -8,6 +8,7 @@ pub mod migration;
 pub mod name;
 pub mod plan;
 pub mod route;
+pub mod webhook;
 
 pub use jiff::Timestamp;
 pub use name::Name;

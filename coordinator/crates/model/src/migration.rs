@@ -171,6 +171,24 @@ pub enum State {
 }
 
 impl State {
+    /// Each of them.
+    pub const ALL: [Self; 14] = [
+        Self::Queued,
+        Self::Moving,
+        Self::CuttingOver,
+        Self::Proving,
+        Self::Held,
+        Self::Undoing,
+        Self::InDoubt,
+        Self::DestinationLost,
+        Self::Completed,
+        Self::Undone,
+        Self::Stopped,
+        Self::Lost,
+        Self::Refused,
+        Self::Rehearsed,
+    ];
+
     /// Nothing will happen any more.
     #[must_use]
     pub fn is_final(self) -> bool {

@@ -154,6 +154,17 @@ pub enum State {
 }
 
 impl State {
+    /// Each of them.
+    pub const ALL: [Self; 7] = [
+        Self::Draft,
+        Self::Blocked,
+        Self::Running,
+        Self::Stopping,
+        Self::Completed,
+        Self::Failed,
+        Self::Cancelled,
+    ];
+
     /// Nothing will happen any more.
     #[must_use]
     pub fn is_final(self) -> bool {

@@ -21,6 +21,7 @@ pub(crate) mod problem;
 mod reports;
 pub(crate) mod tokens;
 mod traces;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -70,6 +71,10 @@ fn routes() -> OpenApiRouter<Arc<Fleet>> {
         .routes(routes!(tokens::list, tokens::make))
         .routes(routes!(tokens::show))
         .routes(routes!(tokens::revoke))
+        .routes(routes!(webhooks::list, webhooks::add))
+        .routes(routes!(webhooks::show, webhooks::change, webhooks::remove))
+        .routes(routes!(webhooks::rotate))
+        .routes(routes!(webhooks::test))
         .routes(routes!(audit::list))
         .routes(routes!(audit::check))
         .routes(routes!(backup::make))

@@ -17,6 +17,7 @@ use store::{Certificate, JoinGrant, Store};
 use crate::backup;
 use crate::ca_key::{self, KEY_FILE, KeySource, WRAPPING_FILE};
 use crate::error::ServiceError;
+use crate::webhooks::Secrets;
 
 /// The CA's certificate, for people to copy.
 pub(crate) const CERTIFICATE_FILE: &str = "ca.pem";
@@ -45,6 +46,8 @@ pub(crate) struct Authority {
     /// This CA alone. Whoever was revoked has no line to say anything on.
     trust: TrustStore,
     own: Mutex<Own>,
+    /// Of webhooks.
+    webhooks: Secrets,
 }
 
 #[derive(Debug)]
@@ -97,11 +100,16 @@ impl Authority {
         let web = web_key(folder)?;
         let own = Mutex::new(Own::new(&ca, &names, &web, now)?);
         let trust = TrustStore::new(vec![ca.certificate().clone()], &[])?;
-        Ok(Arc::new(Self { ca, given, names, web, trust, own }))
+        let webhooks = Secrets::new(ca.key_pem()?.as_bytes());
+        Ok(Arc::new(Self { ca, given, names, web, trust, own, webhooks }))
     }
 
     pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
         self.ca.certificate()
+    }
+
+    pub(crate) fn webhooks(&self) -> &Secrets {
+        &self.webhooks
     }
 
     pub(crate) fn trust(&self) -> &TrustStore {

@@ -111,6 +111,11 @@ impl Hub {
         self.news.send_modify(|count| *count += 1);
     }
 
+    /// Wakes up whenever something may have changed.
+    pub(crate) fn news(&self) -> watch::Receiver<u64> {
+        self.news.subscribe()
+    }
+
     /// No more events come.
     pub(crate) fn ended(&self) -> &CancellationToken {
         &self.ended

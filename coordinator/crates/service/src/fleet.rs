@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use model::audit::Deed;
 use model::migration::{Migration, Progress};
+use model::webhook::Reach;
 use model::{Name, Timestamp};
 use store::{Database, Store, StoreError, StoreErrorKind};
 use tokio::sync::watch;
@@ -42,6 +43,8 @@ pub(crate) struct Fleet {
     pub(crate) arrivals: Arrivals,
     /// What changes.
     pub(crate) events: Hub,
+    /// Where webhooks may be sent.
+    pub(crate) webhooks: Reach,
     lines: Mutex<BTreeMap<Name, Connected>>,
     /// When hosts were heard of last whose lines are closed, and that is not noted yet.
     gone: Mutex<BTreeMap<Name, Timestamp>>,
@@ -75,6 +78,7 @@ impl Fleet {
         source: &KeySource,
         database: &Database,
         names: Vec<String>,
+        webhooks: Reach,
     ) -> Result<Arc<Self>, ServiceError> {
         let store = Store::open(database).await?;
         let authority = Authority::open(folder, source, &store, names).await?;
@@ -90,6 +94,7 @@ impl Fleet {
             probes,
             arrivals,
             events,
+            webhooks,
             lines,
             gone,
             wanted,

@@ -23,6 +23,7 @@ mod pinned;
 mod plans;
 mod proof;
 mod seal;
+mod webhooks;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -32,6 +33,7 @@ pub use api::gate::Access;
 pub use api::jwt::{Secret, ShortSecret};
 pub use api::limit::Limits;
 pub use ca_key::{KeySource, Rekeyed, rekey};
+pub use model::webhook::Reach;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -63,6 +65,8 @@ pub struct Settings {
     pub names: Vec<String>,
     /// Who may ask the API beside holders of tokens, and how much.
     pub access: Access,
+    /// Where webhooks may be sent.
+    pub webhooks: Reach,
 }
 
 /// A coordinator that listens.
@@ -84,7 +88,8 @@ impl Service {
     /// # Errors
     /// When the folder or an address cannot be used.
     pub async fn open(settings: Settings) -> Result<Self, ServiceError> {
-        let Settings { state, database, ca_key, agents, api, metrics, mut names, access } = settings;
+        let Settings { state, database, ca_key, agents, api, metrics, mut names, access, webhooks } =
+            settings;
         let database = database.map_or_else(|| Database::Folder(state.clone()), Database::Postgres);
         names.extend(["localhost", "127.0.0.1", "::1"].map(ToOwned::to_owned));
         backup::refuse_half_restored(&state)?;
@@ -98,7 +103,7 @@ impl Service {
             Database::Folder(_) => None,
             Database::Postgres(_) => Some(FolderLock::take(&state)?),
         };
-        let fleet = Fleet::open(&state, &ca_key, &database, names).await?;
+        let fleet = Fleet::open(&state, &ca_key, &database, names, webhooks).await?;
         api::tokens::first(&fleet, &state).await?;
         let listen = async |what: &str, address: SocketAddr| {
             TcpListener::bind(address).await.map_err(|error| ServiceError::listen(what, address, error))
@@ -166,7 +171,8 @@ impl Service {
         let plans = plans::run::run(Arc::clone(&fleet), stop.clone());
         let (probing, telling) = (links::run(&fleet, stop.clone()), events::run(&fleet, stop.clone()));
         let seen = fleet.note_seen(stop.clone());
-        tokio::join!(agents, api, plans, probing, telling, seen);
+        let webhooks = webhooks::run(Arc::clone(&fleet), stop.clone());
+        tokio::join!(agents, api, plans, probing, telling, seen, webhooks);
         replaced.abort();
         if let Some(metrics) = metrics {
             metrics.end().await;

@@ -41,26 +41,14 @@ const UNDECIDED_SINCE: &str = "novaferry_coordinator_migrations_undecided_since_
 const AUDIT: &str = "novaferry_coordinator_audit_entries";
 const CA_EXPIRY: &str = "novaferry_coordinator_ca_expiry_timestamp_seconds";
 const OWN_EXPIRY: &str = "novaferry_coordinator_certificate_expiry_timestamp_seconds";
+const WEBHOOK_ATTEMPTS: &str = "novaferry_coordinator_webhook_attempts_total";
+const WEBHOOKS_FAILING: &str = "novaferry_coordinator_webhooks_failing";
 const REQUESTS: &str = "novaferry_coordinator_api_requests_total";
 const REQUEST_SECONDS: &str = "novaferry_coordinator_api_request_seconds";
 
 /// Upper bounds of both histograms in seconds: from a read that is in memory to a database that stands still.
 const BUCKETS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
-
-/// States that are not final; series of all of them exist from the start.
-const OPEN: [State; 8] = [
-    State::Queued,
-    State::Moving,
-    State::CuttingOver,
-    State::Proving,
-    State::Held,
-    State::Undoing,
-    State::InDoubt,
-    State::DestinationLost,
-];
-const ENDED: [State; 6] =
-    [State::Completed, State::Undone, State::Stopped, State::Lost, State::Refused, State::Rehearsed];
 
 /// Connections at once: a few Prometheus servers. More wait in the kernel's queue.
 const CONNECTIONS: usize = 16;
@@ -107,6 +95,8 @@ fn describe() {
     describe_gauge!(HOSTS, "Hosts of the fleet: connected, away, or revoked.");
     describe_gauge!(LINES, "Lines to agents that are open.");
     describe_gauge!(MIGRATIONS, "Migrations that have not ended, by state.");
+    describe_counter!(WEBHOOK_ATTEMPTS, "Attempts to deliver an event to a webhook, by outcome.");
+    describe_gauge!(WEBHOOKS_FAILING, "Webhooks whose receivers take nothing.");
     describe_counter!(MIGRATIONS_ENDED, "Migrations that ended since this coordinator started, by state.");
     describe_gauge!(
         UNDECIDED,
@@ -126,9 +116,17 @@ fn describe() {
         "Time from asking for a turn to write to a durable change."
     );
     gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-    for state in ENDED {
+    for outcome in ["delivered", "failed"] {
+        counter!(WEBHOOK_ATTEMPTS, "outcome" => outcome).absolute(0);
+    }
+    for state in State::ALL.into_iter().filter(|state| state.is_final()) {
         counter!(MIGRATIONS_ENDED, "state" => state.as_str()).absolute(0);
     }
+}
+
+/// An attempt to deliver an event ended: `delivered` or `failed`.
+pub(crate) fn webhook(outcome: &'static str) {
+    counter!(WEBHOOK_ATTEMPTS, "outcome" => outcome).increment(1);
 }
 
 /// A migration ended in a state.
@@ -182,13 +180,17 @@ async fn look(fleet: &Fleet) -> Result<(), StoreError> {
     hosts("revoked", counts.revoked_hosts);
     gauge!(LINES).set(number(lines.len() as u64));
     let of = |state: State| counts.open.get(state.as_str()).copied().unwrap_or(0);
-    for state in OPEN {
+    // Series of all that are not final exist from the start.
+    for state in State::ALL.into_iter().filter(|state| !state.is_final()) {
         gauge!(MIGRATIONS, "state" => state.as_str()).set(number(of(state)));
     }
     gauge!(UNDECIDED).set(number(of(State::InDoubt) + of(State::DestinationLost)));
     let since = counts.undecided_since.map_or(0, |since| since.as_second());
     gauge!(UNDECIDED_SINCE).set(number(u64::try_from(since).unwrap_or(0)));
     gauge!(AUDIT).set(number(counts.audit_entries));
+    let webhooks = fleet.store.webhooks().await?;
+    let failing = webhooks.iter().filter(|kept| kept.standing.failing.is_some() && !kept.webhook.paused);
+    gauge!(WEBHOOKS_FAILING).set(number(failing.count() as u64));
     let (ca, own) = fleet.authority.ends();
     gauge!(CA_EXPIRY).set(seconds(ca));
     gauge!(OWN_EXPIRY).set(seconds(own));

@@ -11,7 +11,7 @@ use pki::NewKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,7 @@ mod metrics;
 mod novacron;
 mod plans;
 mod traces;
+mod webhooks;
 
 /// Far beyond what anything takes here.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -63,6 +64,7 @@ impl World {
             metrics: Some(any),
             names: Vec::new(),
             access,
+            webhooks: Reach::Private,
         };
         let service = Service::open(settings).await.unwrap();
         let metrics = service.metrics().unwrap();

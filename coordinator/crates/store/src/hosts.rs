@@ -2,6 +2,7 @@
 
 use model::audit::Deed;
 use model::host::{Host, Observed};
+use model::webhook::Happening;
 use model::{Name, Timestamp};
 use sqlx::Row;
 use sqlx::any::AnyRow;
@@ -113,6 +114,7 @@ impl Store {
             .execute(&mut *work.transaction)
             .await?;
         work.add_certificate(certificate).await?;
+        work.happened(Happening::of(now, "host", "joined", &certificate.host)).await?;
         work.audit(deed).await?;
         work.commit().await?;
         Ok(grant)
@@ -156,6 +158,7 @@ impl Store {
             .bind(name.as_str())
             .execute(&mut *work.transaction)
             .await?;
+        work.happened(Happening::of(deed.at, "host", "revoked", name)).await?;
         work.audit(deed).await?;
         work.commit().await
     }

@@ -18,6 +18,7 @@ mod migrations;
 mod plans;
 mod roster;
 mod tokens;
+mod webhooks;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -37,6 +38,7 @@ pub use links::{LinkProbe, MOST_PROBES};
 pub use migrations::Page;
 pub use roster::Hosts;
 pub use tokens::{ApiToken, JoinGrant};
+pub use webhooks::{KeptWebhook, MOST_EVENTS};
 
 /// The fact that says how often the lead has changed hands.
 const TERM: &str = "leader-term";

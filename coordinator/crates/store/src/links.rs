@@ -2,6 +2,7 @@
 
 use model::audit::Deed;
 use model::link::{Link, Measured, Standing, State};
+use model::webhook::Happening;
 use model::{Name, Timestamp};
 use sqlx::Row;
 use sqlx::any::AnyRow;
@@ -175,6 +176,7 @@ impl Store {
         let changed = state != standing.state;
         if changed {
             (standing.state, standing.since) = (state, Some(at));
+            work.happened(Happening::of(at, "link", state.as_str(), name)).await?;
             work.next_intent().await?;
         }
         if let Some(mut measured) = measured {

@@ -1,7 +1,8 @@
 //! Migrations.
 
 use model::audit::Deed;
-use model::migration::Migration;
+use model::migration::{Migration, State};
+use model::webhook::Happening;
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
@@ -62,10 +63,10 @@ impl Work<'_> {
             }
             _ => error,
         })?;
-        Ok(())
+        self.happened(Happening::migration(migration, None)).await
     }
 
-    async fn put(&mut self, migration: &Migration) -> Result<(), StoreError> {
+    async fn put(&mut self, migration: &Migration, before: State) -> Result<(), StoreError> {
         sqlx::query("UPDATE migrations SET holds_vm = $1, ended = $2, body = $3 WHERE id = $4")
             .bind(holds_vm(migration))
             .bind(i64::from(migration.state.is_final()))
@@ -73,6 +74,9 @@ impl Work<'_> {
             .bind(&migration.id)
             .execute(&mut *self.transaction)
             .await?;
+        if migration.state != before {
+            self.happened(Happening::migration(migration, Some(before))).await?;
+        }
         Ok(())
     }
 }
@@ -102,8 +106,9 @@ impl Store {
     ) -> Result<Migration, StoreError> {
         let mut work = self.work().await?;
         let mut migration = work.migration(id).await?;
+        let before = migration.state;
         change(&mut migration).map_err(|why| StoreError::new(StoreErrorKind::Conflict, why))?;
-        work.put(&migration).await?;
+        work.put(&migration, before).await?;
         work.next_intent().await?;
         work.audit(deed).await?;
         work.commit().await?;
@@ -126,7 +131,7 @@ impl Store {
         if migration == before {
             return Ok(None);
         }
-        work.put(&migration).await?;
+        work.put(&migration, before.state).await?;
         if migration.state.is_final() && !before.state.is_final() {
             work.next_intent().await?;
         }

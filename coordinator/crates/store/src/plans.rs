@@ -3,6 +3,7 @@
 use model::audit::Deed;
 use model::migration::Migration;
 use model::plan::{Plan, State, StepState};
+use model::webhook::Happening;
 use model::{Name, Timestamp};
 use sqlx::Row;
 use sqlx::any::AnyRow;
@@ -29,7 +30,7 @@ impl Work<'_> {
         row.fetch_optional(&mut *self.transaction).await?.as_ref().map_or_else(|| Err(no_plan()), read)
     }
 
-    async fn put_plan(&mut self, plan: &Plan) -> Result<(), StoreError> {
+    async fn put_plan(&mut self, plan: &Plan, before: State) -> Result<(), StoreError> {
         sqlx::query("UPDATE plans SET ended = $1, runs = $2, body = $3 WHERE id = $4")
             .bind(i64::from(plan.state.is_final()))
             .bind(runs(plan))
@@ -37,6 +38,9 @@ impl Work<'_> {
             .bind(&plan.id)
             .execute(&mut *self.transaction)
             .await?;
+        if plan.state != before {
+            self.happened(Happening::plan(plan, Some(before))).await?;
+        }
         Ok(())
     }
 }
@@ -56,6 +60,7 @@ impl Store {
             .bind(write(plan)?)
             .execute(&mut *work.transaction)
             .await?;
+        work.happened(Happening::plan(plan, None)).await?;
         work.audit(deed).await?;
         work.commit().await
     }
@@ -72,9 +77,10 @@ impl Store {
     ) -> Result<Plan, StoreError> {
         let mut work = self.work().await?;
         let mut plan = work.plan(id).await?;
+        let before = plan.state;
         change(&mut plan).map_err(|why| StoreError::new(StoreErrorKind::Conflict, why))?;
         plan.changed = deed.at;
-        work.put_plan(&plan).await?;
+        work.put_plan(&plan, before).await?;
         work.audit(deed).await?;
         work.commit().await?;
         Ok(plan)
@@ -98,7 +104,7 @@ impl Store {
             return Ok(None);
         }
         plan.changed = at;
-        work.put_plan(&plan).await?;
+        work.put_plan(&plan, before.state).await?;
         work.commit().await?;
         Ok(Some(plan))
     }
@@ -125,7 +131,8 @@ impl Store {
         step.state = StepState::Begun;
         plan.changed = deed.at;
         work.insert_migration(migration).await?;
-        work.put_plan(&plan).await?;
+        let before = plan.state;
+        work.put_plan(&plan, before).await?;
         work.next_intent().await?;
         work.audit(deed).await?;
         work.commit().await?;

@@ -11,6 +11,7 @@ use super::*;
 
 mod postgres;
 mod upgrades;
+mod webhooks;
 
 fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + seconds).unwrap()

@@ -183,6 +183,7 @@ async fn start(folder: &Path, ca_key: KeySource) -> Result<String, ServiceError>
         metrics: None,
         names: Vec::new(),
         access: crate::Access::default(),
+        webhooks: crate::Reach::default(),
     };
     crate::Service::open(settings).await?;
     Ok(text(folder, CERTIFICATE_FILE))

@@ -64,7 +64,9 @@ async fn every_route_is_described() {
     // axum tells its routes to nobody but the debugger.
     let folder = tempfile::tempdir().unwrap();
     let database = Database::Folder(folder.path().to_owned());
-    let fleet = Fleet::open(folder.path(), &KeySource::Beside, &database, Vec::new()).await.unwrap();
+    let fleet = Fleet::open(folder.path(), &KeySource::Beside, &database, Vec::new(), Reach::default())
+        .await
+        .unwrap();
     let gate = Gate::new(Arc::clone(&fleet), Access::default()).unwrap();
     let router = crate::api::router(fleet, gate);
     let text = format!("{router:?}");

@@ -224,6 +224,7 @@ async fn a_restore_is_whole_or_does_nothing() {
         metrics: None,
         names: Vec::new(),
         access: Access::default(),
+        webhooks: Reach::default(),
     };
     let said = Service::open(settings).await.unwrap_err().to_string();
     assert!(said.contains("broken off"), "{said}");

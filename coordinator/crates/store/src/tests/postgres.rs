@@ -24,7 +24,7 @@ pub(super) fn another() -> Option<Database> {
 #[test]
 fn postgresql_keeps_all_that_sqlite_keeps() {
     let Some(server) = Server::start("postgresql_keeps_all_that_sqlite_keeps") else { return };
-    let tests: [fn(); 11] = [
+    let tests: [fn(); 13] = [
         a_join_token_lets_one_host_in_once,
         tokens_used_at_the_same_time_let_one_in,
         a_revoked_host_stays_out,
@@ -36,6 +36,8 @@ fn postgresql_keeps_all_that_sqlite_keeps() {
         pages_cover_everything_once,
         a_restored_database_takes_in_certificates_of_the_time_between,
         an_audit_log_that_was_changed_is_found_out,
+        webhooks::webhooks_are_owed_what_happened_since_they_were_added,
+        webhooks::who_is_too_far_behind_hears_how_much_was_lost,
     ];
     for (nth, test) in tests.into_iter().enumerate() {
         let name = format!("test{nth}");

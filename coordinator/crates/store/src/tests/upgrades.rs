@@ -54,6 +54,7 @@ const FROZEN: &[Frozen] = &[
         migration: "a8254707e7d4b69dd8c5c4b40eb6739586aab3082b1e8738",
         rows: rows!("0005.sql", "429d2a82e6883637d128a9906229af1c85c3ff37ba46795423e8fb136bf60796"),
     },
+    Frozen { version: 6, migration: "2b6db3acf86aa0935070a4199325aafe3b6b2eb6bdc067f5", rows: None },
 ];
 
 fn hex(bytes: &[u8]) -> String {
