@@ -29,7 +29,7 @@ decoders=(
     "novaferry-engine agent/crates/engine/src/journal/record.rs"
     "novaferry-engine agent/crates/engine/src/migrate/disk/frame.rs"
     "novaferry-engine agent/crates/engine/src/migrate/ram/frame.rs"
-    "novaferry-engine agent/crates/engine/src/receipt.rs"
+    "novaferry-receipt agent/crates/receipt/src/lib.rs"
     "novaferry-engine agent/crates/engine/src/target/meta.rs"
     "novaferry-hypervisor agent/crates/hypervisor/src/multifd.rs"
     "novaferry-hypervisor agent/crates/hypervisor/src/multifd/packet.rs"

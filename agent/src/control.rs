@@ -26,6 +26,7 @@ pub mod server;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use engine::migrate::cutover::Cutover;
 use engine::migrate::status::Choice;
 use serde::{Deserialize, Serialize};
 
@@ -74,6 +75,13 @@ pub enum Request {
     MigrationFinalise {
         /// Which.
         id: String,
+    },
+    /// Change when one may switch over.
+    MigrationCutover {
+        /// Which.
+        id: String,
+        /// When.
+        cutover: Cutover,
     },
     /// End doubt, or choose a copy after the destination's was lost. The caller asserts that the other host is off.
     MigrationResolve {
@@ -197,6 +205,14 @@ mod tests {
             (
                 r#"{"command":"migration-finalise","id":"ab"}"#,
                 Request::MigrationFinalise { id: "ab".to_owned() },
+            ),
+            (
+                r#"{"command":"migration-cutover","id":"ab","cutover":"now"}"#,
+                Request::MigrationCutover { id: "ab".to_owned(), cutover: Cutover::Now },
+            ),
+            (
+                r#"{"command":"migration-cutover","id":"ab","cutover":{"at":7}}"#,
+                Request::MigrationCutover { id: "ab".to_owned(), cutover: Cutover::At(7) },
             ),
             (
                 r#"{"command":"migration-resolve","id":"ab","keep":"destination"}"#,

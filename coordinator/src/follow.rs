@@ -26,16 +26,16 @@ pub(crate) fn follow(client: &Client, id: &str, format: Format) -> Result<(), Fa
         match client.get::<Migration>(&path) {
             Ok(migration) => {
                 heard = Instant::now();
-                let state = migration.state;
+                let stands = (migration.state, migration.is_parked());
                 if terminal {
                     drop(write!(std::io::stderr(), "\r\x1b[K{}", progress(&migration)));
-                } else if last != Some(state) {
+                } else if last != Some(stands) {
                     match format {
                         Format::Text => output::line(&progress(&migration)),
                         _ => output::value(format, &migration),
                     }
                 }
-                last = Some(state);
+                last = Some(stands);
                 if let Some(end) = verdict(&migration) {
                     if terminal {
                         drop(writeln!(std::io::stderr()));
@@ -145,6 +145,14 @@ fn progress(migration: &Migration) -> String {
     if let Some(percent) = percent(end.ram_total.saturating_sub(end.ram_remaining), end.ram_total) {
         text.push_str(&format!("  memory {percent} %"));
     }
+    if migration.is_parked() {
+        let until = migration
+            .options
+            .cutover_at
+            .map_or_else(|| "it is told to leave".to_owned(), |at| at.to_string());
+        text.push_str(&format!("  in step, waits until {until}"));
+        return text;
+    }
     if !matches!(migration.state, State::Moving | State::CuttingOver) || end.over {
         return text;
     }
@@ -235,6 +243,9 @@ fn verdict(migration: &Migration) -> Option<Result<String, Failure>> {
             format!("{vm} runs at {destination}, but it is not proven that it arrived whole: {}", plain(why)),
             &format!("see the logs of both hosts; `novaferry migration receipts {id}` shows what was signed"),
         ),
+        State::Moving if migration.is_parked() && migration.options.seed => Some(Ok(format!(
+            "the disks of {vm} are in step at {destination} and stay so; let it leave: novaferry migration cutover {id}"
+        ))),
         State::Queued | State::Moving | State::CuttingOver | State::Proving | State::Undoing => None,
     }
 }

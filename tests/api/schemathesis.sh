@@ -15,8 +15,9 @@ fi
 
 state=$(mktemp -d)
 trap 'kill "${server:-}" 2>/dev/null || true; wait "${server:-}" 2>/dev/null || true; rm -rf "$state"' EXIT
-# No limit: it is to be asked much.
+# No limit: it is to be asked much. No webhooks: made-up addresses are not to be dialled.
 "$novaferry" serve --state "$state" --agents 127.0.0.1:0 --api 127.0.0.1:0 --rate-limit 0 --address-rate-limit 0 \
+    --webhooks off \
     2>"$state/log" &
 server=$!
 # Its last word before it serves names the address.

@@ -257,3 +257,46 @@ fn an_operator_moves_a_guest_and_the_coordinator_dies_meanwhile() {
     coordinator.until(&["host", "list"], |hosts| hosts[0]["connected"].is_null());
     destination.await_log("the coordinator revoked a host");
 }
+
+#[test]
+fn a_guest_waits_in_step_for_an_operators_word_whatever_dies_meanwhile() {
+    let test = "a_guest_waits_in_step_for_an_operators_word_whatever_dies_meanwhile";
+    let Some(linux) = Linux::available(test) else { return };
+    if !capable(test, &[Capability::Root]) {
+        return;
+    }
+    let harness = Harness::of_guests();
+    harness.allow_log("no line to the coordinator");
+    let coordinator = Coordinator::start(&harness.path("coordinator"), "127.0.0.1:0");
+    let host = |name| VmHost::joining(&harness, name, Some(&linux), &coordinator.agents);
+    let (source, destination) = (host("host-a"), host("host-b"));
+    join(&harness, &coordinator, [("host-a", "berlin"), ("host-b", "berlin")]);
+    let options = Options { constant: 64, duplicate: 16, hot: 8, rate: 8, disk: 64, ..Options::default() };
+    let guest = Vm::start(&source.vms(), Settings::linux(VM, &linux, options)).unwrap();
+    source.start();
+    destination.start();
+    guest.serial().wait_for_heartbeats(5, HANG).unwrap();
+    coordinator.until(&["host", "list"], |hosts| hosts.iter().all(|host| host["connected"].is_string()));
+    coordinator.until(&["vm", "list"], |vms| vms.iter().any(|vm| vm["id"] == VM && vm["access"] == "live"));
+
+    // The command comes back when the disks are in step.
+    let seeded = coordinator.ask(&["migrate", VM, "--to", "host-b", "--seed-now"]);
+    let last = seeded.last().unwrap();
+    assert_eq!((&last["state"], &last["at_source"]["waits"]), (&json!("moving"), &json!(true)), "{last}");
+    let id = last["id"].as_str().unwrap().to_owned();
+    // It waits on without the coordinator, and the next one lets it go.
+    let (state, agents) = coordinator.kill();
+    let coordinator = Coordinator::start(&state, &agents);
+    coordinator.until(&["host", "list"], |hosts| hosts.iter().all(|host| host["connected"].is_string()));
+    assert_eq!(source.state(), "mirroring");
+    let told = coordinator.ask(&["migration", "cutover", &id, "--at", "1000h"]);
+    assert!(told[0]["options"]["cutover_at"].is_string(), "{told:?}");
+    until("the time at the source", || source.live()["waits"]["at"].as_u64());
+    coordinator.ask(&["migration", "cutover", &id]);
+    let watched = coordinator.ask(&["migration", "watch", &id]);
+    let last = watched.last().unwrap();
+    assert_eq!((&last["state"], &last["proof"]["both"]), (&json!("completed"), &json!(true)), "{last}");
+    let there = destination.serial(VM);
+    there.wait_for_heartbeats(15, HANG).unwrap_or_else(|error| panic!("{error}: {}", there.text()));
+    Timeline::join(&[guest.serial(), &there]).check(2).unwrap();
+}

@@ -9,6 +9,7 @@ mod live;
 mod postcopy;
 mod rollback;
 mod scripted_agent;
+mod seeded;
 mod trouble;
 
 use std::time::Duration;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
+use engine::migrate::cutover::{Cutover, now_ms};
 use engine::migrate::status::Choice;
 use tunnel::PeerName;
 
@@ -121,6 +122,12 @@ pub(super) struct MigrateArgs {
     /// Keep the copy here until `migration finalise`.
     #[arg(long)]
     hold: bool,
+    /// Copy the disks now and keep them in step, until `migration cutover` lets the guest leave.
+    #[arg(long, conflicts_with = "cutover_after")]
+    seed: bool,
+    /// Copy the disks now and keep them in step, and let the guest leave after this time, such as 2h.
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    cutover_after: Option<Duration>,
     /// Say what would stand against it and what is to be expected, change nothing.
     #[arg(long)]
     dry_run: bool,
@@ -133,6 +140,11 @@ pub(super) struct MigrateArgs {
     /// What to print.
     #[arg(long, value_enum, default_value_t)]
     pub(super) output: OutputArg,
+}
+
+/// That it may switch over after this time.
+fn cutover(after: Option<Duration>) -> Cutover {
+    after.map_or(Cutover::Now, |after| Cutover::At(now_ms().saturating_add(millis(after))))
 }
 
 fn millis(time: Duration) -> u64 {
@@ -162,6 +174,8 @@ impl MigrateArgs {
             compress,
             verify,
             hold,
+            seed,
+            cutover_after,
             dry_run,
             detach,
             socket,
@@ -206,6 +220,7 @@ impl MigrateArgs {
             },
             readback: matches!(verify, VerifyDisksArg::Readback),
             hold,
+            cutover: if seed { Cutover::Asked } else { cutover(cutover_after) },
             dry_run,
             traceparent: env::traceparent(),
         };
@@ -277,6 +292,20 @@ enum MigrationCommand {
         #[command(flatten)]
         socket: SocketArgs,
     },
+    /// Lets a guest leave whose disks are kept in step (`migrate --seed`), or changes when it may.
+    #[command(
+        after_help = "Examples:\n  novaferry-agent migration cutover 0123abcd\n  novaferry-agent migration cutover 0123abcd --after 2h"
+    )]
+    Cutover {
+        /// The migration, as `list` prints it, or the first digits of it.
+        #[arg(value_name = "ID", value_parser = migration_id)]
+        id: String,
+        /// Not at once, but after this time.
+        #[arg(long, value_name = "DURATION", value_parser = duration)]
+        after: Option<Duration>,
+        #[command(flatten)]
+        socket: SocketArgs,
+    },
     /// Gives up the source's copy of a guest that runs at the destination, after `migrate --hold`.
     #[command(after_help = "Example:\n  novaferry-agent migration finalise 0123abcd")]
     Finalise {
@@ -338,6 +367,9 @@ impl MigrationArgs {
             }
             C::Cancel { id, socket } | C::Rollback { id, socket, .. } => {
                 (socket, Request::MigrationCancel { id })
+            }
+            C::Cutover { id, after, socket } => {
+                (socket, Request::MigrationCutover { id, cutover: cutover(after) })
             }
             C::Finalise { id, socket } => (socket, Request::MigrationFinalise { id }),
             // The flag is required, so it is there.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use engine::migrate::cutover::Cutover;
 use engine::migrate::record::{Record, Role};
 use engine::migrate::status::Status;
 use serde::{Deserialize, Serialize};
@@ -117,6 +118,9 @@ pub struct Migrate {
     /// Keep the source's copy until `migration-finalise`.
     #[serde(default)]
     pub hold: bool,
+    /// When it may switch over; until then its disks are kept in step.
+    #[serde(default, skip_serializing_if = "Cutover::is_now")]
+    pub cutover: Cutover,
     /// Say what would stand against it, and do nothing.
     #[serde(default)]
     pub dry_run: bool,
@@ -132,6 +136,8 @@ impl Migrate {
     pub const TIMEOUT_MS: u64 = 600_000;
     /// How long a lost connection is waited for, milliseconds: a switch or a router that starts again takes less.
     pub const RECONNECT_MS: u64 = 60_000;
+    /// The longest that can be asked for: as long as a destination waits.
+    pub const MAX_RECONNECT_MS: u64 = 600_000;
     /// multifd channels: more do not help one link.
     pub const MULTIFD: u8 = 2;
     /// Most of them.
@@ -165,6 +171,7 @@ impl Migrate {
             compress: Some(Self::COMPRESS),
             readback: false,
             hold: false,
+            cutover: Cutover::Now,
             dry_run: false,
             traceparent: None,
         }

@@ -142,6 +142,9 @@ pub async fn answer(request: &Request, registry: &Registry, desk: &Desk) -> Answ
         Request::MigrationTakeBack { id } => {
             or_error(desk.command(id, Command::TakeBack).await, Answer::Asked)
         }
+        Request::MigrationCutover { id, cutover } => {
+            or_error(desk.cutover(id, *cutover).await, Answer::Asked)
+        }
         Request::MigrationFinalise { id } => {
             or_error(desk.command(id, Command::Finalise).await, Answer::Asked)
         }

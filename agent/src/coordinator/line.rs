@@ -123,6 +123,7 @@ impl Line {
             now_ms: now_ms(),
             probes: true,
             expects: true,
+            waits: true,
         };
         say(&said, Said::Hello(hello)).await?;
         let mut told = client.connect(ReceiverStream::new(outbound)).await?.into_inner();

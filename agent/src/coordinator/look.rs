@@ -240,6 +240,7 @@ fn progress(shown: &Shown) -> Progress {
             .iter()
             .map(|root| Root { disk: root.disk.clone(), root: root.root.clone() })
             .collect(),
+        waits: live.waits.is_some(),
     }
 }
 

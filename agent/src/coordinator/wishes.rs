@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use control_api::v1::{Expected, Intent, Migration, Mode as WantedMode, Refused, Wish};
+use engine::migrate::cutover::Cutover;
 use engine::migrate::destination::Arrival;
 use engine::migrate::record::Role;
 use engine::migrate::status::{Choice, Command};
@@ -148,6 +149,9 @@ impl Wishes {
             if let Err(why) = self.desk.steer(id, &to, limit).await {
                 tracing::info!(id = wanted.id, why, "the ways of a migration are not changed");
             }
+            if let Err(why) = self.desk.cutover(&wanted.id, cutover(wanted)).await {
+                tracing::info!(id = wanted.id, why, "the time of a cut-over is not changed");
+            }
         }
         match (known, command(wish)) {
             // Whoever asks for what a newer release knows is told where it stands, and no more.
@@ -198,6 +202,15 @@ fn command(wish: Wish) -> Option<Command> {
     }
 }
 
+/// When it may switch over.
+fn cutover(wanted: &Migration) -> Cutover {
+    match (wanted.seed, wanted.cutover_at_ms) {
+        (_, at_ms @ 1..) => Cutover::At(at_ms),
+        (true, 0) => Cutover::Asked,
+        (false, 0) => Cutover::Now,
+    }
+}
+
 fn asked(wanted: &Migration) -> Result<Migrate, String> {
     if wanted.to.is_empty() {
         return Err(format!(
@@ -218,6 +231,11 @@ fn asked(wanted: &Migration) -> Result<Migrate, String> {
     }
     migrate.limit = (wanted.limit > 0).then_some(wanted.limit);
     migrate.hold = wanted.hold;
+    migrate.cutover = cutover(wanted);
+    if !migrate.cutover.is_now() {
+        // It may wait for days, in which links are down for longer than in a move.
+        migrate.reconnect_ms = Migrate::MAX_RECONNECT_MS;
+    }
     migrate.dry_run = wanted.dry_run;
     migrate.traceparent = Some(&wanted.traceparent).filter(|context| trace::is_context(context)).cloned();
     Ok(migrate)
@@ -281,6 +299,8 @@ mod tests {
             wish: Wish::Arrive.into(),
             traceparent: CONTEXT.to_owned(),
             alternates: vec!["novaferry://10.0.0.2:7440".to_owned()],
+            cutover_at_ms: 7_000,
+            seed: false,
         };
         let migrate = asked(&wanted).unwrap();
         assert_eq!((migrate.vm.as_str(), migrate.to.as_str()), ("web-1", "novaferry://host-b:7440"));
@@ -291,6 +311,11 @@ mod tests {
         assert_eq!(asked(&odd).unwrap().traceparent, None);
         assert_eq!(migrate.alternates, ["novaferry://10.0.0.2:7440"]);
         assert!(migrate.hold && migrate.dry_run);
+        assert_eq!((migrate.cutover, migrate.reconnect_ms), (Cutover::At(7_000), Migrate::MAX_RECONNECT_MS));
+        let seeded = asked(&Migration { cutover_at_ms: 0, seed: true, ..wanted.clone() }).unwrap();
+        assert_eq!(seeded.cutover, Cutover::Asked);
+        let soon = asked(&Migration { cutover_at_ms: 0, ..wanted.clone() }).unwrap();
+        assert_eq!((soon.cutover, soon.reconnect_ms), (Cutover::Now, Migrate::RECONNECT_MS));
         let plain = asked(&Migration { max_downtime_ms: 0, limit: 0, mode: 0, ..wanted.clone() }).unwrap();
         assert_eq!((plain.mode, plain.limit), (Mode::Live, None));
         assert_eq!(plain.max_downtime_ms, Migrate::DOWNTIME_MS);

@@ -18,8 +18,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::EngineError;
+use engine::migrate::cutover::Cutover;
 use engine::migrate::record::{Record, Records, Role};
-use engine::migrate::source::{Job, Ways};
+use engine::migrate::source::{Job, Way, Ways};
 use engine::migrate::status::{Command, DestinationState, Handle, Live, SourceState, Status};
 use engine::migrate::{destination, source};
 use engine::pool::Pool;
@@ -67,13 +68,31 @@ enum Errand {
     /// A peer wants to move a VM here, or to ask about one.
     Incoming(Box<Incoming>),
     /// A VM is to leave.
-    Start { job: Box<Job>, record: Box<Record>, reply: oneshot::Sender<Result<(), String>> },
+    Start {
+        job: Box<Job>,
+        record: Box<Record>,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
     /// How do they stand?
     Statuses(oneshot::Sender<Statuses>),
     /// Other addresses of one's destination, or another limit.
-    Ways { migration: SessionId, ways: Ways, reply: oneshot::Sender<Result<(), String>> },
+    Ways {
+        migration: SessionId,
+        to: Vec<Way>,
+        limit: Option<u64>,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    Cutover {
+        migration: SessionId,
+        cutover: Cutover,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
     /// A command for one.
-    Command { migration: SessionId, command: Command, reply: oneshot::Sender<Result<(), String>> },
+    Command {
+        migration: SessionId,
+        command: Command,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
 }
 
 /// How they stand.
@@ -234,7 +253,13 @@ impl Migrations {
             Errand::Command { migration, command, reply } => {
                 drop(reply.send(self.command(migration, command)));
             }
-            Errand::Ways { migration, ways, reply } => drop(reply.send(self.ways(migration, ways))),
+            Errand::Ways { migration, to, limit, reply } => {
+                let change = |ways: &mut Ways| (ways.to, ways.limit) = (to, limit);
+                drop(reply.send(self.steer(migration, change)));
+            }
+            Errand::Cutover { migration, cutover, reply } => {
+                drop(reply.send(self.steer(migration, |ways| ways.cutover = cutover)));
+            }
         }
     }
 
@@ -384,13 +409,13 @@ impl Migrations {
     }
 
     /// What is told again changes nothing.
-    fn ways(&self, migration: SessionId, ways: Ways) -> Result<(), String> {
+    fn steer(&self, migration: SessionId, change: impl FnOnce(&mut Ways)) -> Result<(), String> {
         let running = self.running.get(&migration).ok_or_else(|| format!("migration {migration} is over"))?;
-        let current = running.ways.as_ref().ok_or("only the source of a migration dials")?;
+        let current = running.ways.as_ref().ok_or("only the source of a migration can be told that")?;
         current.send_if_modified(|current| {
-            let changed = *current != ways;
-            *current = ways;
-            changed
+            let before = current.clone();
+            change(current);
+            *current != before
         });
         Ok(())
     }

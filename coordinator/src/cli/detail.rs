@@ -51,13 +51,18 @@ fn summary(migration: &Migration) -> Vec<(&'static str, String)> {
     how.extend(options.max_downtime_ms.map(|longest| format!("pause of at most {}", span(longest))));
     how.extend(options.limit.map(|limit| format!("at most {}", speed(limit))));
     how.extend(options.hold.then(|| "the source's copy is held".to_owned()));
+    how.extend(options.seed.then(|| "leaves when it is told to".to_owned()));
+    how.extend(options.cutover_at.map(|at| format!("leaves from {at} on")));
     how.extend(options.dry_run.then(|| "only a rehearsal".to_owned()));
     let mut fields = vec![
         ("migration", migration.id.clone()),
         ("vm", migration.vm.clone()),
         ("from", migration.source.to_string()),
         ("to", migration.destination.to_string()),
-        ("state", migration.state.as_str().to_owned()),
+        (
+            "state",
+            format!("{}{}", migration.state.as_str(), if migration.is_parked() { ", in step" } else { "" }),
+        ),
         ("how", how.join(", ")),
         ("asked", format!("{}, by {}", time(Some(migration.created)), migration.by)),
         ("changed", time(Some(migration.changed))),

@@ -1,11 +1,13 @@
 //! `migration`: VMs that move.
 
 use clap::{Subcommand, ValueEnum};
+use model::Timestamp;
 use model::migration::{Migration, Proven, Wish};
 use serde_json::{Value, json};
 
 use super::detail;
 use super::pick::pick;
+use super::plan::deadline;
 use super::show::{Column, ListArgs, said, text};
 use super::units::{bytes, when};
 use crate::client::Client;
@@ -62,6 +64,17 @@ Example:
     Receipts {
         /// Its id, or the first digits of it.
         id: String,
+    },
+    /// Lets a guest leave whose disks are kept in step (`migrate --seed-now`), or changes when it may.
+    #[command(
+        after_help = "Examples:\n  novaferry migration cutover 4f2a\n  novaferry migration cutover 4f2a --at 2026-05-01T22:00:00Z"
+    )]
+    Cutover {
+        /// Its id, or the first digits of it.
+        id: String,
+        /// Not at once, but from then on: a time such as 2026-05-01T22:00:00Z, or from now, such as 2h.
+        #[arg(long, value_parser = deadline, value_name = "TIME")]
+        at: Option<Timestamp>,
     },
     /// Undoes one, while that is possible.
     Cancel {
@@ -132,6 +145,14 @@ pub(super) fn migration(client: &Client, command: MigrationCommand, format: Form
         }
         MigrationCommand::Receipts { id } => receipts(client, &find(client, &id)?, format),
         MigrationCommand::Watch { id } => follow(client, &find(client, &id)?, format),
+        MigrationCommand::Cutover { id, at } => {
+            let id = find(client, &id)?;
+            let path = format!("/v1/migrations/{id}/cutover");
+            let migration: Value = client.post(&path, &json!({ "at": at }))?;
+            let id = short(&id);
+            said(format, &migration, &format!("asked; `novaferry migration watch {id}` follows it"));
+            Ok(())
+        }
         MigrationCommand::Cancel { id } => wish(&id, Wish::Cancel, false),
         MigrationCommand::Finalise { id } => wish(&id, Wish::Finalise, false),
         MigrationCommand::Rollback { id, discard_destination: _ } => wish(&id, Wish::TakeBack, false),

@@ -69,6 +69,13 @@ pub(super) struct HowArgs {
     /// Keep the source's copy until `migration finalise`.
     #[arg(long)]
     hold: bool,
+    /// Copy the disks now and keep them in step: the guests leave at --cutover-at, or when `migration cutover` says so.
+    #[arg(long)]
+    seed_now: bool,
+    /// When the guests may leave, by their hosts' clocks: a time such as 2026-05-01T22:00:00Z, or from now, such as 6h.
+    /// Their disks are copied now and kept in step.
+    #[arg(long, value_parser = deadline, value_name = "TIME")]
+    cutover_at: Option<Timestamp>,
     /// Print the plan, find out what stands against it, and change nothing.
     #[arg(long)]
     dry_run: bool,
@@ -85,6 +92,7 @@ Examples:
   novaferry migrate web-1 --to host-b --dry-run
   novaferry migrate web-1 --to host-b --max-downtime 200ms
   novaferry migrate web-1 web-2 db-1 --to munich --prefer cheapest --deadline 4h --max-cost 2.50
+  novaferry migrate db-1 --to munich --seed-now --cutover-at 2026-05-01T22:00:00Z --detach
   novaferry migrate web-1 --to host-b --mode warm --limit 50000000 --detach")]
 pub(super) struct MigrateArgs {
     /// VMs by id or name.
@@ -143,7 +151,7 @@ pub(super) enum PlanCommand {
     },
 }
 
-fn deadline(text: &str) -> Result<Timestamp, String> {
+pub(super) fn deadline(text: &str) -> Result<Timestamp, String> {
     if let Ok(time) = text.parse() {
         return Ok(time);
     }
@@ -167,6 +175,8 @@ impl HowArgs {
                 max_downtime_ms: self.max_downtime,
                 limit: self.limit,
                 hold: self.hold,
+                seed: self.seed_now && self.cutover_at.is_none(),
+                cutover_at: self.cutover_at,
                 dry_run: self.dry_run,
                 traceparent: None,
             },

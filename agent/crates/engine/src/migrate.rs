@@ -10,6 +10,7 @@
 //! new state durable, and only then does what was asked. [`ram`] and [`disk`] are the byte paths.
 
 pub mod contact;
+pub mod cutover;
 pub mod destination;
 pub mod disk;
 pub mod host_cpu;

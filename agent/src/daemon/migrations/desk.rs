@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use engine::migrate::cutover::Cutover;
 use engine::migrate::destination::Arrivals;
 use engine::migrate::record::{Record, Records};
-use engine::migrate::source::Ways;
 use engine::migrate::status::{Command, Live, Status};
 use engine::receipt::ReceiptSigner;
 use hypervisor::inventory::{Access, Inventory, Places, Sizes, State, Vm};
@@ -241,7 +241,27 @@ impl Desk {
         if to.is_empty() {
             return Ok(());
         }
-        self.ask(|reply| Errand::Ways { migration, ways: Ways { to, limit }, reply }).await?
+        self.ask(|reply| Errand::Ways { migration, to, limit, reply }).await?
+    }
+
+    /// Says when a migration may switch over, while it waits for that; its whole id comes back.
+    ///
+    /// # Errors
+    /// When it does not wait.
+    pub async fn cutover(&self, id: &str, cutover: Cutover) -> Result<String, String> {
+        let migration = self.running(id).await?;
+        self.ask(|reply| Errand::Cutover { migration, cutover, reply }).await??;
+        Ok(migration.to_string())
+    }
+
+    /// The id of a migration that is not over.
+    async fn running(&self, id: &str) -> Result<SessionId, String> {
+        let Shown { status, over } = self.find(id).await?;
+        let Record { migration, .. } = &status.record;
+        if over {
+            return Err(format!("migration {} is over ({})", short(migration), status.record.state_name()));
+        }
+        migration.parse().map_err(|_none| format!("the record of migration {migration} is damaged"))
     }
 
     /// Gives a migration a command; its whole id comes back. What comes of it shows in its state.
@@ -249,15 +269,9 @@ impl Desk {
     /// # Errors
     /// When it has no place in the migration's state.
     pub async fn command(&self, id: &str, command: Command) -> Result<String, String> {
-        let Shown { status, over } = self.find(id).await?;
-        let Record { migration, .. } = &status.record;
-        if over {
-            return Err(format!("migration {} is over ({})", short(migration), status.record.state_name()));
-        }
-        let damaged = |_none| format!("the record of migration {migration} is damaged");
-        let id: SessionId = migration.parse().map_err(damaged)?;
-        self.ask(|reply| Errand::Command { migration: id, command, reply }).await??;
-        Ok(migration.clone())
+        let migration = self.running(id).await?;
+        self.ask(|reply| Errand::Command { migration, command, reply }).await??;
+        Ok(migration.to_string())
     }
 }
 

@@ -21,9 +21,6 @@ use crate::control::migration::{Migrate, Mode, Network, NoConverge, Transport};
 const MAX_DOWNTIME_MS: u64 = 2_000_000;
 /// Longest time to converge that can be asked for, milliseconds: a week.
 const MAX_TIMEOUT_MS: u64 = 7 * 86_400_000;
-/// Longest wait for a lost connection that can be asked for, milliseconds: as long as a destination waits.
-const MAX_RECONNECT_MS: u64 = 600_000;
-
 /// Addresses of one destination.
 const MAX_WAYS: usize = 16;
 
@@ -41,6 +38,11 @@ pub(super) fn of_request(migration: SessionId, asked: &Migrate, vm: &Vm) -> Resu
     let qmp = admit(&vm.access, mode)
         .map_err(|why| format!("VM {name} cannot be moved {}: {}; {}", mode.name(), why.evidence, why.fix))?
         .unwrap_or_default();
+    if mode == migrate::mode::Mode::Cold && !asked.cutover.is_now() {
+        return Err(format!(
+            "VM {name} is off: there is no cut-over to wait for; leave it out, or begin later"
+        ));
+    }
     let to: HostAddress =
         asked.to.parse().map_err(|error: crate::address::AddressError| error.to_string())?;
     let alternates = ways(&asked.alternates)?;
@@ -156,9 +158,10 @@ fn options(asked: &Migrate) -> Result<Options, String> {
         readback: asked.readback,
         reconnect: match asked.reconnect_ms {
             0 => Duration::ZERO,
-            wanted => within("a wait for the connection", wanted, MAX_RECONNECT_MS)?,
+            wanted => within("a wait for the connection", wanted, Migrate::MAX_RECONNECT_MS)?,
         },
         pool: asked.pool.clone(),
+        cutover: asked.cutover,
         dry_run: asked.dry_run,
     })
 }
@@ -191,7 +194,7 @@ pub(super) fn of_record(migration: SessionId, record: &Record) -> Result<Job, St
             .iter()
             .map(|one| HostAddress::from_authority(one).map(way).map_err(|error| error.to_string()))
             .collect::<Result<_, _>>()?,
-        options: Options { mode: record.mode, ..options(&safe)? },
+        options: Options { mode: record.mode, cutover: record.cutover, ..options(&safe)? },
         traceparent: None,
     })
 }

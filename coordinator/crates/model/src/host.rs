@@ -48,6 +48,8 @@ pub struct Observed {
     pub qemu: String,
     /// Its agent lets in what this coordinator sends, whatever `allow` of its settings says; an older one does not.
     pub expects: bool,
+    /// Its agent keeps disks in step until a cut-over may be; an older one does not.
+    pub waits: bool,
     /// Where disks can be put.
     pub pools: Vec<Pool>,
     /// Its virtual machines.

@@ -42,11 +42,23 @@ pub struct Options {
     pub limit: Option<u64>,
     /// Keep the source's copy until an operator gives it up.
     pub hold: bool,
+    /// Copy the disks at once and keep them in step, until an operator lets the guest leave.
+    pub seed: bool,
+    /// The same until this time, by the source's clock.
+    pub cutover_at: Option<Timestamp>,
     /// Find out what stands against it, and change nothing.
     pub dry_run: bool,
     /// W3C context of the trace that asked for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
+}
+
+impl Options {
+    /// Whether the guest leaves later than it could.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.seed || self.cutover_at.is_some()
+    }
 }
 
 /// What is to become of a migration.
@@ -92,6 +104,8 @@ pub struct Progress {
     pub rate: u64,
     /// The pause that is expected now, milliseconds.
     pub expected_downtime_ms: u64,
+    /// At the source: all disks are in step, and it waits for the time of its cut-over.
+    pub waits: bool,
     /// The agent's report: forecast, figures, findings.
     pub report: serde_json::Value,
     /// Its agent says receipts and roots; an older one does not.
@@ -358,6 +372,30 @@ impl Migration {
     }
 }
 
+impl Migration {
+    /// Lets the guest leave, at once or from a time on.
+    ///
+    /// # Errors
+    /// When it does not wait for that.
+    pub fn let_leave(&mut self, at: Option<Timestamp>) -> Result<(), Unfitting> {
+        let why = match self.state {
+            _ if !self.options.waits() => "it leaves as soon as it can",
+            State::Queued | State::Moving => {
+                (self.options.seed, self.options.cutover_at) = (false, at);
+                return Ok(());
+            }
+            _ => "it does not wait any more",
+        };
+        Err(Unfitting { id: self.id.clone(), state: self.state, why })
+    }
+
+    /// Its disks are in step, and it waits: it needs nobody's place.
+    #[must_use]
+    pub fn is_parked(&self) -> bool {
+        self.state == State::Moving && self.at_source.as_ref().is_some_and(|source| source.waits)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -423,6 +461,25 @@ mod tests {
                 assert_eq!(migration(Some((liar, true)), there).state, State::Proving, "{liar} {there:?}");
             }
         }
+    }
+
+    #[test]
+    fn only_what_waits_is_let_go() {
+        let mut plain = migration(Some(("mirroring", false)), Some("receiving"));
+        assert!(plain.let_leave(None).is_err());
+        let at = Timestamp::from_second(7).unwrap();
+        let mut seeded = plain.clone();
+        seeded.options.seed = true;
+        assert!(!seeded.is_parked());
+        seeded.at_source.as_mut().unwrap().waits = true;
+        assert!(seeded.is_parked());
+        seeded.let_leave(Some(at)).unwrap();
+        assert_eq!((seeded.options.seed, seeded.options.cutover_at), (false, Some(at)));
+        seeded.let_leave(None).unwrap();
+        assert!(!seeded.options.waits());
+        let mut late = migration(Some(("permitting", false)), Some("permitted"));
+        late.options.cutover_at = Some(at);
+        assert!(late.let_leave(None).is_err() && !late.is_parked());
     }
 
     #[test]

@@ -31,7 +31,7 @@ const TEST: &str = "webhook.test";
 pub struct Webhook {
     /// What people call it.
     pub name: Name,
-    /// Where events are posted: `https://…`. It may hold a secret of the receiver's.
+    /// Where events are posted: a URL of HTTPS. It may hold a secret of the receiver's.
     pub url: String,
     /// Which events: `migration`, or only some as `migration.completed`. All if empty.
     #[serde(default)]

@@ -80,7 +80,8 @@ impl Took {
         let report = &migration.at_source.as_ref()?.report["report"];
         let number = |name: &str| report[name].as_u64();
         Some(Self {
-            duration_ms: number("total_ms")?,
+            // A wait that was asked for is no part of it.
+            duration_ms: number("total_ms")?.saturating_sub(number("waited_ms").unwrap_or(0)),
             downtime_ms: number("downtime_ms"),
             bytes: number("ram_wire")?.saturating_add(number("disk_wire")?),
         })

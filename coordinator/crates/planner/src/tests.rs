@@ -27,6 +27,7 @@ fn host(host: &str, site: &str) -> Place {
         processor: "Example 9000".to_owned(),
         kvm: true,
         expects: true,
+        waits: true,
         qemu: "10.0.2".to_owned(),
         pools: vec![Pool { name: "fast".to_owned(), free_bytes: 100 * GIB }],
         vms: Vec::new(),

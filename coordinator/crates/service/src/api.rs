@@ -55,6 +55,7 @@ fn routes() -> OpenApiRouter<Arc<Fleet>> {
         .routes(routes!(migrations::list, migrations::begin))
         .routes(routes!(migrations::show))
         .routes(routes!(migrations::wish))
+        .routes(routes!(migrations::cutover))
         .routes(routes!(plans::list, plans::make))
         .routes(routes!(plans::show))
         .routes(routes!(plans::start))

@@ -232,6 +232,7 @@ impl Lines {
             version: words::short(&hello.version),
             addresses: hello.addresses.iter().take(words::MOST_ADDRESSES).map(|a| words::short(a)).collect(),
             expects: hello.expects,
+            waits: hello.waits,
             ..Observed::default()
         };
         let mut intents = Intents::default();

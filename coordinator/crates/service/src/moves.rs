@@ -2,8 +2,9 @@
 
 use model::Name;
 use model::access::Action;
+use model::host::Host;
 use model::link::Price;
-use model::migration::{Migration, Options, State as Stands, Wish};
+use model::migration::{Migration, Mode, Options, State as Stands, Wish};
 use model::plan::{Plan, State};
 
 use crate::api::caller::Caller;
@@ -47,6 +48,7 @@ pub(crate) async fn begin<T: Send>(
     if *source == destination.name {
         return Err(Problem::conflict(format!("VM {vm} is on {source} already")));
     }
+    may_wait(&wanted.options, hosts.iter().map(AsRef::as_ref), source)?;
     if destination.observed.as_ref().is_none_or(|observed| observed.addresses.is_empty()) {
         let why = format!("host {} has not said where it is reached; check that its agent runs", wanted.to);
         return Err(Problem::conflict(why));
@@ -80,6 +82,34 @@ pub(crate) async fn begin<T: Send>(
     fleet.store.add_migration(&migration, deed).await?;
     fleet.tell();
     Ok((migration, answer))
+}
+
+/// Whether a VM of this host can wait for its cut-over, if it is to.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn may_wait<'a>(
+    options: &Options,
+    mut hosts: impl Iterator<Item = &'a Host>,
+    source: &Name,
+) -> Result<(), Problem> {
+    if !options.waits() {
+        return Ok(());
+    }
+    if options.seed && options.cutover_at.is_some() {
+        return Err(Problem::invalid(
+            "either `seed` or `cutover_at`: the disks are copied at once with both",
+        ));
+    }
+    if options.mode == Mode::Cold {
+        return Err(Problem::invalid("a VM that is off has no cut-over to wait for; begin later"));
+    }
+    let waits = |host: &Host| host.observed.as_ref().is_some_and(|observed| observed.waits);
+    if hosts.any(|host| host.name == *source && waits(host)) {
+        return Ok(());
+    }
+    let why = format!("the agent of host {source} cannot wait for a cut-over; upgrade it, or begin later");
+    Err(Problem::conflict(why))
 }
 
 /// Keeps a drafted plan; starts it, if that is wanted and nothing stands against it. For `answer` see [`begin`].

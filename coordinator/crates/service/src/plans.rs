@@ -19,6 +19,7 @@ use crate::api::problem::Problem;
 use crate::api::tokens::random;
 use crate::find;
 use crate::fleet::{Fleet, now};
+use crate::moves::may_wait;
 
 /// VMs of one plan.
 const MOST_VMS: usize = 1000;
@@ -67,6 +68,7 @@ pub(crate) async fn draft(fleet: &Fleet, wanted: Wanted, by: &str) -> Result<Pla
     let target = target(&seen, &wanted)?;
     let mut candidates = Vec::new();
     for (source, vm) in meant {
+        may_wait(&wanted.options, seen.places.iter().map(|place| &place.host), &source)?;
         let from =
             seen.place(&source).ok_or_else(|| Problem::not_found(format!("there is no host {source}")))?;
         let along = Along { link: wanted.link.clone(), prefer: wanted.prefer };
@@ -281,6 +283,7 @@ fn blocked(steps: &[Step], total: &Estimate, wanted: &Wanted, now: Timestamp) ->
     if let Some(deadline) = wanted.deadline {
         let ends =
             now.checked_add(std::time::Duration::from_millis(total.duration_ms)).unwrap_or(Timestamp::MAX);
+        let ends = wanted.options.cutover_at.map_or(ends, |leaves| leaves.max(ends));
         if ends > deadline {
             found.push(format!("the last VM is expected at {ends}, after the deadline {deadline}"));
         }

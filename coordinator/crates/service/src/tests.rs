@@ -22,6 +22,7 @@ use super::*;
 mod api;
 mod arrivals;
 mod backup;
+mod cutover;
 mod events;
 mod links;
 mod metrics;
@@ -158,7 +159,7 @@ impl World {
         let reply = client.join(request).await?.into_inner();
         assert_eq!((reply.host.as_str(), reply.site.as_str()), (name, "berlin"));
         let certificate = reply.certificate.unwrap();
-        Ok(Host { name: name.to_owned(), expects: false, key, certificate })
+        Ok(Host { name: name.to_owned(), expects: false, waits: true, key, certificate })
     }
 
     async fn host(&self, name: &str) -> Host {
@@ -203,6 +204,8 @@ struct Host {
     name: String,
     /// Its agent lets in what is expected.
     expects: bool,
+    /// Its agent waits for cut-overs.
+    waits: bool,
     key: NewKey,
     certificate: v1::Certificate,
 }
@@ -243,6 +246,7 @@ impl Host {
             now_ms: fleet::now().as_millisecond() + ahead_ms,
             probes: true,
             expects: self.expects,
+            waits: self.waits,
         };
         line.say(Said::Hello(hello)).await;
         match line.next().await? {

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use session::cutover::{DestinationState, SourceState};
 use volume::{Generation, SessionId};
 
+use super::cutover::Cutover;
 use super::destination::Sealed;
 use super::message::DiskRoot;
 use super::mode::Mode;
@@ -41,6 +42,9 @@ pub struct Record {
     /// How the VM is moved.
     #[serde(default)]
     pub mode: Mode,
+    /// At the source: when it may switch over.
+    #[serde(default, skip_serializing_if = "Cutover::is_now")]
+    pub cutover: Cutover,
     /// At the destination: the guest's memory may follow while it runs.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub postcopy: bool,
@@ -106,6 +110,7 @@ impl Record {
             vm: vm.to_owned(),
             peer: peer.to_owned(),
             mode: Mode::default(),
+            cutover: Cutover::Now,
             postcopy: false,
             generation: 0,
             began: now,

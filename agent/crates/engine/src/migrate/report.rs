@@ -12,6 +12,8 @@ pub struct Report {
     pub predicted: Option<Prediction>,
     /// From the start to the guest running at the destination.
     pub total_ms: Option<u64>,
+    /// What of that was spent waiting for the time of the switchover, with the disks in step.
+    pub waited_ms: u64,
     /// From the guest's stop at the source to its run at the destination, by the source's clock, answers included.
     pub downtime_ms: Option<u64>,
     /// What QEMU says of its own downtime.
@@ -48,6 +50,9 @@ pub struct Prediction {
     pub method: String,
     /// From the start to the guest running at the destination.
     pub total_ms: u64,
+    /// What of that is the memory's part.
+    #[serde(default)]
+    pub memory_ms: u64,
     /// The guest's pause; the longest that is allowed, where more is not known; 0 for one that is off.
     pub downtime_ms: u64,
     /// Bytes on the wire.
@@ -76,7 +81,8 @@ impl Report {
             let percent = u128::from(measured) * 100 / u128::from(expected.max(1));
             format!("{percent} % of the predicted {of}")
         };
-        let time = self.total_ms.map(|total| percent(total, predicted.total_ms, "time"));
+        let time = self.total_ms.map(|total| total.saturating_sub(self.waited_ms));
+        let time = time.map(|moved| percent(moved, predicted.total_ms, "time"));
         // A guest that was off was not paused.
         let pause = self.downtime_ms.filter(|_| predicted.downtime_ms > 0);
         let pause = pause.map(|pause| percent(pause, predicted.downtime_ms, "pause"));
@@ -94,6 +100,7 @@ mod tests {
         let predicted = Prediction {
             method: "live".to_owned(),
             total_ms: 10_000,
+            memory_ms: 8_000,
             downtime_ms: 100,
             wire_bytes: 1 << 20,
             dirty_rate: 0,
@@ -120,6 +127,10 @@ mod tests {
         let all =
             "took 120 % of the predicted time, 50 % of the predicted pause, 75 % of the predicted bytes";
         assert_eq!(report.grade.as_deref(), Some(all));
+        // A wait is nobody's fault.
+        let mut waited = Report { total_ms: Some(72_000), waited_ms: 60_000, ..measured() };
+        waited.grade();
+        assert_eq!(waited.grade.as_deref(), Some(all));
         // A cold move has no pause, and nothing is graded before the end.
         report.downtime_ms = None;
         report.grade();
@@ -137,5 +148,6 @@ mod tests {
         let old = r#"{"total_ms":1,"downtime_ms":2,"wire_bytes":3,"dirty_rate":4,"link_rate":5,"converges":true,"basis":"b"}"#;
         let read: Prediction = serde_json::from_str(old).unwrap();
         assert_eq!((read.method.as_str(), read.link_measured, read.round_trip_us), ("", false, None));
+        assert_eq!(read.memory_ms, 0);
     }
 }

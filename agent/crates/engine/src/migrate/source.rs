@@ -26,6 +26,7 @@ mod rejoin;
 mod sample;
 mod signals;
 mod undo;
+mod wait;
 mod warm;
 mod ways;
 
@@ -46,6 +47,7 @@ use tunnel::{ChannelTunnel, Credentials, DialOptions};
 use volume::SessionId;
 
 use super::contact::Contact;
+use super::cutover::Cutover;
 use super::disk::MirrorTarget;
 use super::message::{FromDestination, FromSource};
 use super::mode::Mode;
@@ -118,6 +120,8 @@ pub struct Options {
     pub pool: Option<String>,
     /// How long a lost connection is waited for while the guest runs here.
     pub reconnect: Duration,
+    /// When it may switch over; until then the disks are kept in step.
+    pub cutover: Cutover,
     /// Say what would be done, and do nothing.
     pub dry_run: bool,
 }
@@ -160,6 +164,8 @@ pub(super) enum Signal {
         why: String,
         dead: bool,
     },
+    /// The disks of a warm move are in step, and go on being so.
+    InStep,
     /// The disks are copied, but for what the guest writes now.
     Copied(warm::Copied),
     /// A byte path ended.
@@ -209,6 +215,7 @@ pub(super) struct Owner {
     pub(super) findings: Vec<Finding>,
     pub(super) disks: Vec<DiskRun>,
     ready: BTreeSet<String>,
+    pub(super) wait: wait::Wait,
     /// Warm and cold.
     pub(super) copying: warm::Copying,
     pub(super) ram: Option<Arc<RamSender>>,
@@ -229,7 +236,7 @@ impl Job {
     pub fn ways(&self) -> Ways {
         let mut to = vec![Way { host: self.dial.host.clone(), port: self.dial.port }];
         to.extend(self.alternates.iter().cloned());
-        Ways { to, limit: self.dial.limit }
+        Ways { to, limit: self.dial.limit, cutover: self.options.cutover }
     }
 }
 
@@ -246,6 +253,7 @@ pub async fn run(
     let mut record = record;
     if !resumed {
         record.mode = job.options.mode;
+        record.cutover = job.options.cutover;
     }
     let recovery = recover::Recovery::new(resumed || job.options.postcopy);
     let (signals, mut inbox) = mpsc::channel(SIGNALS);
@@ -275,6 +283,7 @@ pub async fn run(
         findings: Vec::new(),
         disks: Vec::new(),
         ready: BTreeSet::new(),
+        wait: wait::Wait::default(),
         copying: warm::Copying::default(),
         ram: None,
         key: None,
@@ -309,7 +318,7 @@ pub async fn run(
             () = stop.cancelled() => break,
             Some(signal) = inbox.recv() => owner.signal(signal, &mut todo).await,
             Some(command) = commands.recv() => owner.command(command, &mut todo),
-            Ok(()) = owner.ways.changed() => owner.take_ways(),
+            Ok(()) = owner.ways.changed() => owner.take_ways(&mut todo),
             _ = ticks.tick() => owner.tick(&mut todo).await,
         }
     }

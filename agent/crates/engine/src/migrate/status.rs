@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 pub use session::cutover::{Choice, DestinationState, SourceState};
 use tokio::sync::{mpsc, watch};
 
+use super::cutover::Cutover;
 use super::preflight::Finding;
 use super::record::Record;
 
@@ -44,6 +45,9 @@ pub struct Live {
     pub in_flight_limit: u64,
     /// How long the connection has been lost, milliseconds; 0 while there is one.
     pub lost_ms: u64,
+    /// Set while all disks are in step and the switchover waits: for what.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waits: Option<Cutover>,
     /// Set while the guest runs at the destination without all of its memory.
     pub postcopy: Option<Postcopy>,
 }

@@ -11,7 +11,7 @@ use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn}
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
     Components, Content, InfoBuilder, ObjectBuilder, OpenApi, OpenApiBuilder, Ref, RefOr,
-    Response as Described, ResponseBuilder, Type,
+    Response as Described, ResponseBuilder, Schema, Type,
 };
 use utoipa::{PartialSchema, ToSchema};
 
@@ -115,9 +115,32 @@ fn complete(openapi: &mut OpenApi) {
     }
 }
 
+/// What is a part of another schema (`allOf`) is not closed: each part is checked by itself, and the fields of the others
+/// would be strange to it.
+fn open_parts(openapi: &mut OpenApi) {
+    let Some(components) = &mut openapi.components else { return };
+    let all_of = components.schemas.values().filter_map(|schema| match schema {
+        RefOr::T(Schema::AllOf(all)) => Some(all.items.iter()),
+        _ => None,
+    });
+    let parts: Vec<String> = all_of
+        .flatten()
+        .filter_map(|part| match part {
+            RefOr::Ref(part) => part.ref_location.rsplit('/').next().map(ToOwned::to_owned),
+            RefOr::T(_) => None,
+        })
+        .collect();
+    for part in parts {
+        if let Some(RefOr::T(Schema::Object(part))) = components.schemas.get_mut(&part) {
+            part.additional_properties = None;
+        }
+    }
+}
+
 /// Gives the handlers below what they serve.
 pub(super) fn layer(mut openapi: OpenApi) -> Extension<Arc<Document>> {
     complete(&mut openapi);
+    open_parts(&mut openapi);
     let value = serde_json::to_value(&openapi).unwrap_or_default();
     Extension(Arc::new(Document { page: html(&value), json: value.to_string() }))
 }

@@ -6,9 +6,10 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use model::Name;
 use model::access::Action;
-use model::migration::{Migration, Options, Wish};
+use model::audit::Deed;
+use model::migration::{Migration, Options, Unfitting, Wish};
+use model::{Name, Timestamp};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
@@ -41,6 +42,15 @@ pub(super) struct Wished {
     /// An operator's word, without which doubt is not ended.
     #[serde(default)]
     other_side_is_off: bool,
+}
+
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = CutoverWanted)]
+pub(super) struct Leaving {
+    /// From when on; at once if not given.
+    #[serde(default)]
+    at: Option<Timestamp>,
 }
 
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
@@ -118,12 +128,42 @@ pub(super) async fn wish(
         ));
     }
     let deed = caller.does(action, &id, format!("{wish:?}"));
+    changed(&fleet, &id, &headers, deed, |migration| migration.wish(wish)).await
+}
+
+/// Lets a guest leave whose disks are kept in step, or changes when it may.
+#[utoipa::path(
+    post, path = "/v1/migrations/{id}/cutover", tag = "migrations",
+    params(("id" = String, Path), ("If-Match" = Option<String>, Header, description = "The ETag of GET /v1/migrations/{id}.")),
+    request_body = Leaving, responses((status = OK, body = Migration))
+)]
+pub(super) async fn cutover(
+    State(fleet): State<Arc<Fleet>>,
+    caller: Caller,
+    Segment(id): Segment<String>,
+    headers: HeaderMap,
+    Body(Leaving { at }): Body<Leaving>,
+) -> Result<Response, Problem> {
+    caller.may(&fleet, Action::Migrate, &id).await?;
+    let when = at.map_or_else(|| "now".to_owned(), |at| at.to_string());
+    let deed = caller.does(Action::Migrate, &id, format!("cut-over {when}"));
+    changed(&fleet, &id, &headers, deed, |migration| migration.let_leave(at)).await
+}
+
+/// Changes a migration, if it is what the caller has seen.
+async fn changed(
+    fleet: &Fleet,
+    id: &str,
+    headers: &HeaderMap,
+    deed: Deed,
+    change: impl FnOnce(&mut Migration) -> Result<(), Unfitting> + Send,
+) -> Result<Response, Problem> {
     // Both are found out in the transaction.
     let (mut refused, mut answer) = (None, None);
     let change = |migration: &mut Migration| {
-        let told = match etag::differs(&headers, migration) {
+        let told = match etag::differs(headers, migration) {
             Ok(false) => {
-                migration.wish(wish).map_err(|error| error.to_string())?;
+                change(migration).map_err(|error| error.to_string())?;
                 once::answer(StatusCode::OK, migration)
             }
             Ok(true) => Err(etag::stale()),
@@ -140,7 +180,7 @@ pub(super) async fn wish(
             }
         }
     };
-    let changed = fleet.store.change_migration(&id, deed, change).await;
+    let changed = fleet.store.change_migration(id, deed, change).await;
     if let Some(problem) = refused {
         return Err(problem);
     }

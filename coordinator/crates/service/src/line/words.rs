@@ -75,6 +75,10 @@ pub(super) fn migration(migration: &Migration, share: &Share) -> v1::Migration {
         hold: options.hold,
         dry_run: options.dry_run,
         wish: wish.into(),
+        cutover_at_ms: options
+            .cutover_at
+            .map_or(0, |at| u64::try_from(at.as_millisecond()).unwrap_or(1).max(1)),
+        seed: options.seed,
         traceparent: traceparent.unwrap_or_default(),
     }
 }
@@ -142,6 +146,7 @@ pub(super) fn progress(said: v1::Progress, signs: bool) -> Progress {
         ram_total: said.ram_total,
         rate: said.rate,
         expected_downtime_ms: said.expected_downtime_ms,
+        waits: said.waits,
         // It is for people; what is no JSON is left out.
         report: serde_json::from_str(report).unwrap_or_default(),
         signs,

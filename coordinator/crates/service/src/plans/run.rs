@@ -3,6 +3,7 @@
 //! What it does next follows from the database alone, so a coordinator that was killed at any moment goes on where it
 //! was: a step and its migration are begun in one transaction, under an id that the plan chose.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,7 +50,10 @@ async fn round(fleet: &Fleet) -> Result<(), StoreError> {
     }
     // All plans together stay within the limits of hosts and links.
     let mut running = Running::default();
-    for step in fleet.store.open_migrations().await?.iter().filter(|one| !one.options.dry_run) {
+    let open = fleet.store.open_migrations().await?;
+    // What waits for its cut-over with its disks in step keeps nobody from copying.
+    let parked: BTreeSet<_> = open.iter().filter(|one| one.is_parked()).map(|one| one.id.as_str()).collect();
+    for step in open.iter().filter(|one| !one.options.dry_run && !parked.contains(one.id.as_str())) {
         running.begin(&Move {
             source: step.source.clone(),
             destination: step.destination.clone(),
@@ -59,7 +63,7 @@ async fn round(fleet: &Fleet) -> Result<(), StoreError> {
         });
     }
     for plan in followed.iter().filter(|plan| plan.state == State::Running) {
-        begin(fleet, plan, &mut running).await?;
+        begin(fleet, plan, &parked, &mut running).await?;
     }
     Ok(())
 }
@@ -104,9 +108,15 @@ async fn undo(fleet: &Fleet, plan: &Plan, migration: &str) -> Result<(), StoreEr
     Ok(())
 }
 
-async fn begin(fleet: &Fleet, plan: &Plan, running: &mut Running) -> Result<(), StoreError> {
+async fn begin(
+    fleet: &Fleet,
+    plan: &Plan,
+    parked: &BTreeSet<&str>,
+    running: &mut Running,
+) -> Result<(), StoreError> {
     let at_once = plan.wanted.at_once.map_or(AT_ONCE, |most| usize::try_from(most).unwrap_or(AT_ONCE));
-    let mut own = plan.steps.iter().filter(|step| step.state == StepState::Begun).count();
+    let begun = plan.steps.iter().filter(|step| step.state == StepState::Begun);
+    let mut own = begun.filter(|step| !parked.contains(step.migration.as_str())).count();
     let hosts = fleet.store.roster().await?;
     let links = fleet.store.links().await?;
     for (nth, step) in plan.steps.iter().enumerate().filter(|(_, step)| step.state == StepState::Waiting) {

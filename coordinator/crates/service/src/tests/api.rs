@@ -122,7 +122,21 @@ async fn answers_are_as_described() {
     let token = format!("/v1/tokens/{}", token["id"].as_str().unwrap());
     see("post", "/v1/host-tokens", "/v1/host-tokens", json!({ "site": "berlin", "host": "host-c" }), 201)
         .await;
+    let link = json!({ "name": "l", "sites": ["berlin", "paris"], "kind": "vpn" });
+    see("post", "/v1/links", "/v1/links", link.clone(), 201).await;
+    see("put", "/v1/links/{name}", "/v1/links/l", link, 200).await;
+    let webhook = json!({ "name": "chat", "url": "http://127.0.0.1:9/x", "on": ["plan"] });
+    see("post", "/v1/webhooks", "/v1/webhooks", webhook.clone(), 201).await;
+    see("post", "/v1/webhooks", "/v1/webhooks", webhook.clone(), 409).await;
+    see("put", "/v1/webhooks/{name}", "/v1/webhooks/chat", webhook, 200).await;
+    see("post", "/v1/webhooks/{name}/rotate", "/v1/webhooks/chat/rotate", Value::Null, 200).await;
+    see("post", "/v1/webhooks/{name}/test", "/v1/webhooks/chat/test", Value::Null, 200).await;
     for (route, path, status) in [
+        ("/v1/links", "/v1/links", 200),
+        ("/v1/links/{name}", "/v1/links/l", 200),
+        ("/v1/webhooks", "/v1/webhooks", 200),
+        ("/v1/webhooks/{name}", "/v1/webhooks/chat", 200),
+        ("/v1/webhooks/{name}", "/v1/webhooks/nobody", 404),
         ("/v1/health", "/v1/health", 200),
         ("/v1/openapi.json", "/v1/openapi.json", 200),
         ("/v1/docs", "/v1/docs", 200),
@@ -142,6 +156,9 @@ async fn answers_are_as_described() {
     ] {
         see("get", route, path, Value::Null, status).await;
     }
+    see("delete", "/v1/webhooks/{name}", "/v1/webhooks/chat", Value::Null, 204).await;
+    let cutover = format!("{one}/cutover");
+    see("post", "/v1/migrations/{id}/cutover", &cutover, json!({}), 409).await;
     let wish = format!("{one}/wish");
     see("post", "/v1/migrations/{id}/wish", &wish, json!({ "wish": "finalise" }), 409).await;
     see("post", "/v1/migrations/{id}/wish", &wish, json!({ "wish": "cancel" }), 200).await;

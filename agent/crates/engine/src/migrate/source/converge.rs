@@ -31,6 +31,8 @@ pub(super) struct Convergence {
     limit: AtomicU64,
     /// Bytes that travel in the time between two looks.
     between: AtomicU64,
+    /// It is not to be stopped yet, however little is left.
+    held: AtomicBool,
     /// We stop the guest.
     stopping: AtomicBool,
 }
@@ -43,6 +45,11 @@ impl Convergence {
         self.limit.store(rate.saturating_mul(allowed) / 1000, Ordering::Relaxed);
     }
 
+    /// Keeps the guest from being stopped, or lets it be.
+    pub(super) fn hold(&self, held: bool) {
+        self.held.store(held, Ordering::Relaxed);
+    }
+
     /// Whether it was us who stopped the guest.
     pub(super) fn is_ours(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
@@ -52,7 +59,7 @@ impl Convergence {
     fn is_reached(&self, ram: &Ram, looks: u64) -> bool {
         const FIRST_PASS: u64 = 1;
         let limit = self.limit.load(Ordering::Relaxed);
-        if limit == 0 || ram.dirty_sync_count <= FIRST_PASS {
+        if limit == 0 || ram.dirty_sync_count <= FIRST_PASS || self.held.load(Ordering::Relaxed) {
             return false;
         }
         match looks {
@@ -157,5 +164,12 @@ mod tests {
         assert!(!convergence.is_reached(&ram(4 << 20, 2), 1));
         assert!(!convergence.is_reached(&ram(0, 2), 0), "the end of a pass");
         assert!(convergence.is_reached(&ram(50 << 20, 4), 2), "two looks within 10 ms");
+        convergence.hold(true);
+        assert!(
+            !convergence.is_reached(&ram(0, 9), 1) && !convergence.is_reached(&ram(0, 9), 2),
+            "too early"
+        );
+        convergence.hold(false);
+        assert!(convergence.is_reached(&ram(0, 9), 1));
     }
 }

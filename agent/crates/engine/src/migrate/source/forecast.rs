@@ -53,6 +53,8 @@ pub(super) struct Known {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Expected {
     pub(super) total: Duration,
+    /// What of that is the memory's part.
+    pub(super) memory: Duration,
     pub(super) downtime: Duration,
     pub(super) wire: u64,
     pub(super) converges: bool,
@@ -105,6 +107,7 @@ impl Known {
             let writes = bytes_in(copied + elapsed, self.disk_writes);
             Expected {
                 total: self.elapsed + PREPARE + copied + elapsed + after + answers,
+                memory: elapsed + after,
                 downtime: if converges { answers + last } else { self.budget },
                 wire: wire.saturating_add(writes).saturating_add(if converges {
                     part(left, self.again)
@@ -136,6 +139,7 @@ impl Known {
         let takes = time_of(self.disks, self.rate());
         Expected {
             total: self.elapsed + PREPARE + takes,
+            memory: Duration::ZERO,
             downtime: if stops { self.budget } else { Duration::ZERO },
             wire: self.disks.saturating_add(bytes_in(takes, self.disk_writes)),
             converges: true,

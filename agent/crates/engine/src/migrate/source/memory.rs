@@ -42,6 +42,8 @@ pub(in super::super) struct Rates {
     /// The best of late: each look takes a little off.
     best: u64,
     since: Option<Instant>,
+    /// Passes that do not count.
+    before: u64,
     /// The pause that QEMU was told, milliseconds.
     allowed: u64,
     /// The bandwidth that QEMU was told.
@@ -56,6 +58,12 @@ impl Rates {
     /// The link was gone so long: that says nothing about the guest.
     pub(super) fn forgive(&mut self, lost: Duration) {
         self.since = self.since.map(|since| since + lost);
+    }
+
+    /// Only what follows counts for its convergence; `rounds` were made so far.
+    pub(super) fn begin_again(&mut self, rounds: u64) {
+        self.since = Some(Instant::now());
+        self.before = rounds;
     }
 
     /// Notes how many bytes the destination's QEMU has taken in all.
@@ -114,7 +122,11 @@ impl Owner {
             .saturating_sub(round_trip * ROUND_TRIPS + OVERHEAD)
             .max(MIN_DOWNTIME_LIMIT);
         let elapsed = self.rates.since.map_or(Duration::ZERO, |since| since.elapsed());
-        let shift = patience(self.record.report.rounds, elapsed, self.job.options.timeout);
+        let shift = patience(
+            self.record.report.rounds.saturating_sub(self.rates.before),
+            elapsed,
+            self.job.options.timeout,
+        );
         u64::try_from((left / (1 << shift)).max(MIN_DOWNTIME_LIMIT).as_millis()).unwrap_or(u64::MAX)
     }
 
@@ -177,6 +189,7 @@ impl Owner {
             .map_err(|error| chain(&error))?;
         // A guest that does not run is not stopped, and post-copy stops it at its begin.
         let paused = matches!(self.record.role, Role::Source { was_paused: true, .. });
+        self.hold_until_due();
         if converge::can_wait(&qmp) && !paused && !postcopy {
             self.watch_convergence(&qmp);
         }
@@ -191,12 +204,13 @@ impl Owner {
             return;
         }
         self.check_contact(todo);
+        self.begin_when_due(todo);
         let qmp = match (self.state(), &self.qmp) {
             (SourceState::Mirroring, None) => return self.show_copied(),
             (SourceState::Mirroring | SourceState::PreCopy, Some(qmp)) => qmp.clone(),
             _ => return,
         };
-        let mut live = Live { lost_ms: self.lost_millis(), ..Live::default() };
+        let mut live = Live { lost_ms: self.lost_millis(), waits: self.waits(), ..Live::default() };
         for disk in &self.disks {
             let counters = disk.target.counters();
             live.disk_total += disk.size;
@@ -311,7 +325,7 @@ impl Owner {
 
     fn check_convergence(&mut self, todo: &mut VecDeque<SourceAction>) {
         let Some(since) = self.rates.since else { return };
-        if self.lost_millis() > 0 {
+        if self.lost_millis() > 0 || self.is_held() {
             return;
         }
         if since.elapsed() < self.job.options.timeout {

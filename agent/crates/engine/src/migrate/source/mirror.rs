@@ -9,7 +9,6 @@ use hypervisor::nbd::server::{BlockSizes, Export, Handler, Zeroing, serve};
 use hypervisor::qmp::words::{CopyMode, JobStatus, OnError, SyncMode};
 use hypervisor::qmp::{EventKind, JobProgress, Mirror, NbdExport, NbdNode, NewNode, Qmp, SocketAddress};
 use reduce::Root;
-use session::cutover::SourceEvent;
 use tokio::net::UnixListener;
 use volume::{ByteOffset, ByteRange, Kind, Op, VolumeError, ZeroMode};
 
@@ -119,7 +118,10 @@ impl Owner {
             });
         }
         // With disks, their `JobReady` events say when.
-        Ok(self.disks.is_empty().then_some(SourceEvent::MirrorReady))
+        if self.disks.is_empty() {
+            return Ok(self.in_step());
+        }
+        Ok(None)
     }
 
     /// Runs a byte path; its end is a signal.

@@ -264,6 +264,7 @@ fn predict(
     Prediction {
         method: method(mode, options),
         total_ms: millis(expected.total),
+        memory_ms: millis(expected.memory),
         downtime_ms: millis(expected.downtime),
         wire_bytes: expected.wire,
         dirty_rate: known.dirty_rate,

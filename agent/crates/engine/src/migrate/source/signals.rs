@@ -19,8 +19,9 @@ impl Owner {
         match signal {
             Signal::Copied(copied) => {
                 self.note_copied(copied);
-                self.apply(SourceEvent::MirrorReady, todo);
+                self.all_in_step(todo);
             }
+            Signal::InStep => self.all_in_step(todo),
             Signal::Message(message) => self.message(message, todo),
             Signal::TunnelLost(which, why) if which != self.tunnels => {
                 tracing::debug!(migration = %self.job.migration, %why, "an older connection has ended");
@@ -220,7 +221,7 @@ impl Owner {
 
     pub(super) fn check_ready(&mut self, todo: &mut VecDeque<SourceAction>) {
         if self.ready.len() >= self.disks.len() {
-            self.apply(SourceEvent::MirrorReady, todo);
+            self.all_in_step(todo);
         }
     }
 

@@ -17,11 +17,13 @@ use hypervisor::nbd::DirtyMap;
 use hypervisor::nbd::client::DIRTY_BITMAP;
 use hypervisor::qmp::Qmp;
 use session::cutover::SourceEvent;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::copy::{Readable, allocated, copy};
 use super::{Owner, Signal, StepResult, chain, facts};
+use crate::migrate::cutover::now_ms;
 use crate::migrate::disk::MirrorTarget;
 use crate::migrate::preflight::Finding;
 use fleece::{Disk, Place};
@@ -29,6 +31,10 @@ use rounds::{Next, Rounds};
 
 /// What is kept of the allowed pause for answers and for what both hosts do meanwhile.
 const OVERHEAD: Duration = Duration::from_millis(50);
+
+/// How often it is looked at what the guest has written, while its shutdown waits. Each round stops its file systems for
+/// an instant, if it has an agent.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// What copying the disks has going.
 #[derive(Debug, Default)]
@@ -44,6 +50,18 @@ pub(in super::super) struct Copying {
     disks: Vec<Disk>,
     place: Option<Place>,
     agent: Option<PathBuf>,
+    /// Rounds go on until they are told that the guest may be stopped.
+    may_stop: Option<watch::Sender<bool>>,
+}
+
+impl Copying {
+    /// The guest may be stopped; whether there are rounds that are to end first.
+    pub(super) fn let_go(&self) -> bool {
+        self.may_stop.as_ref().is_some_and(|may_stop| {
+            may_stop.send_replace(true);
+            true
+        })
+    }
 }
 
 /// What the rounds came to.
@@ -69,6 +87,8 @@ struct Work {
     qemu: u32,
     disks: Vec<(Disk, Arc<MirrorTarget>)>,
     budget: Duration,
+    may_stop: watch::Receiver<bool>,
+    signals: mpsc::Sender<Signal>,
 }
 
 impl Owner {
@@ -97,7 +117,7 @@ impl Owner {
         let pid = self.job.process.ok_or("the VM's process is not known; is its qemu.pid there?")?.pid;
         let disks = self.open_targets()?;
         if disks.is_empty() {
-            return Ok(Some(SourceEvent::MirrorReady));
+            return Ok(self.in_step());
         }
         let place = Place::new(&self.job.qmp, &self.job.migration);
         fleece::start_server(&qmp, &place).await?;
@@ -107,7 +127,12 @@ impl Owner {
         self.copying.disks.clone_from(&disks);
         let targets = self.disks.iter().map(|disk| Arc::clone(&disk.target));
         let round_trip = self.tunnel.as_ref().and_then(|tunnel| tunnel.stats().rtt).unwrap_or_default();
+        let signals = self.signals.clone();
+        let (may_stop, stop) = watch::channel(self.record.cutover.is_due(now_ms()));
+        self.copying.may_stop = Some(may_stop);
         let work = Work {
+            may_stop: stop,
+            signals: signals.clone(),
             qmp,
             place,
             agent: self.copying.agent.clone(),
@@ -115,7 +140,6 @@ impl Owner {
             disks: disks.into_iter().zip(targets).collect(),
             budget: self.job.options.max_downtime.saturating_sub(round_trip * 3 + OVERHEAD),
         };
-        let signals = self.signals.clone();
         self.copying.work.spawn(async move {
             let signal = match work.rounds().await {
                 Ok(copied) => Signal::Copied(copied),
@@ -129,6 +153,7 @@ impl Owner {
 
     /// The rounds are done.
     pub(super) fn note_copied(&mut self, copied: Copied) {
+        self.copying.may_stop = None;
         self.copying.point = copied.point;
         self.record.report.rounds = copied.rounds;
         if copied.note.is_some() {
@@ -197,7 +222,7 @@ async fn copy_dirty(readable: &Readable, point: u32, target: &MirrorTarget) -> R
 }
 
 impl Work {
-    async fn rounds(self) -> Result<Copied, String> {
+    async fn rounds(mut self) -> Result<Copied, String> {
         let mut rounds = Rounds::default();
         let only: Vec<Disk> = self.disks.iter().map(|(disk, _)| disk.clone()).collect();
         let mut point = 0;
@@ -213,7 +238,10 @@ impl Work {
             let dirty = fleece::dirty(&self.qmp, &only, point).await?;
             let next = rounds.note(copied, took, dirty, self.budget);
             tracing::info!(round = rounds.done(), copied, ?took, dirty, ?next, "a round over the disks");
-            if let Next::Last { fits } = next {
+            if let Next::Last { fits } = next
+                && !self.wait(&rounds, &only, point).await?
+            {
+                let dirty = fleece::dirty(&self.qmp, &only, point).await?;
                 let note = (!fits).then(|| {
                     format!(
                         "the guest writes its disks as fast as they are copied: the last round of {dirty} bytes takes \
@@ -225,6 +253,30 @@ impl Work {
             }
             point += 1;
         }
+    }
+
+    /// The rest fits the pause, or does not become less: waits until the guest may be stopped, or until so much was written
+    /// meanwhile that another round is worth it. Gives whether it is.
+    async fn wait(&mut self, rounds: &Rounds, disks: &[Disk], point: u32) -> Result<bool, String> {
+        let mut waited = false;
+        while !*self.may_stop.borrow_and_update() {
+            if !waited {
+                // Fails when the owner is gone.
+                drop(self.signals.send(Signal::InStep).await);
+                waited = true;
+            }
+            let let_go = tokio::time::timeout(LOOK, self.may_stop.changed()).await;
+            if let Ok(Err(_owner_gone)) = let_go {
+                return Err("the migration has ended".to_owned());
+            }
+            if let_go.is_err()
+                && rounds.is_worth_it(fleece::dirty(&self.qmp, disks, point).await?, self.budget)
+            {
+                return Ok(true);
+            }
+        }
+        // What came together since the last look would be a part of the pause.
+        Ok(waited && rounds.is_worth_it(fleece::dirty(&self.qmp, disks, point).await?, self.budget))
     }
 
     /// Makes a point, with the guest's file systems frozen around it.

@@ -1,15 +1,17 @@
 //! Where the destination is reached: one address or several, of which the best that answers is taken. Whoever asked for
-//! the migration may change them while it runs, and how fast it may go.
+//! the migration may change them while it runs, how fast it may go, and when it may switch over.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::time::Duration;
 
-use session::cutover::SourceState;
+use session::cutover::{SourceAction, SourceState};
 use tokio::time::timeout;
 use tunnel::{ChannelTunnel, CloseCode, Credentials, DialOptions};
 use volume::SessionId;
 
 use super::{Owner, Signal};
+use crate::migrate::cutover::Cutover;
 use crate::migrate::record::Role;
 use crate::send::random_session;
 
@@ -32,13 +34,15 @@ impl fmt::Display for Way {
     }
 }
 
-/// Which addresses, and how fast.
+/// Which addresses, how fast, and not before when.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Ways {
     /// Best first, at least one.
     pub to: Vec<Way>,
     /// Bytes a second.
     pub limit: Option<u64>,
+    /// When it may switch over.
+    pub cutover: Cutover,
 }
 
 /// Dials one address after the other until one answers.
@@ -68,9 +72,10 @@ pub(super) async fn dial(
 }
 
 impl Owner {
-    /// Somebody changed the ways or the limit.
-    pub(super) fn take_ways(&mut self) {
+    /// Somebody changed the ways, the limit, or the time.
+    pub(super) fn take_ways(&mut self, todo: &mut VecDeque<SourceAction>) {
         let ways = self.ways.borrow_and_update().clone();
+        self.take_cutover(ways.cutover, todo);
         if self.job.dial.limit != ways.limit {
             tracing::info!(migration = %self.job.migration, limit = ways.limit, "the limit is another one now");
             self.job.dial.limit = ways.limit;

@@ -45,6 +45,11 @@ impl Rounds {
         self.rate().map_or(Duration::ZERO, |rate| Duration::from_millis(bytes.saturating_mul(1000) / rate))
     }
 
+    /// Whether another round is made for what was written while the guest's stop waits.
+    pub(in super::super) fn is_worth_it(&self, dirty: u64, budget: Duration) -> bool {
+        self.time_for(dirty) > budget
+    }
+
     /// Notes a round: what it copied in which time, and what the guest has written since it began.
     pub(in super::super) fn note(
         &mut self,
@@ -96,6 +101,18 @@ mod tests {
         let budget = Duration::from_millis(1);
         let all: Vec<_> = (0..3).map(|_| rounds.note(100 * MIB, SECOND, 100 * MIB, budget)).collect();
         assert_eq!(all, [Next::Again, Next::Again, Next::Last { fits: false }]);
+    }
+
+    #[test]
+    fn while_it_waits_a_round_is_made_when_the_rest_does_not_fit_any_more() {
+        let (mut rounds, budget) = (Rounds::default(), Duration::from_millis(100));
+        assert_eq!(rounds.note(100 * MIB, SECOND, MIB, budget), Next::Last { fits: true });
+        assert!(!rounds.is_worth_it(10 * MIB, budget) && rounds.is_worth_it(11 * MIB, budget));
+        // However long it waits: rounds that were made are no reason against another.
+        for _ in 0..2 * MOST {
+            assert!(matches!(rounds.note(11 * MIB, SECOND / 10, MIB, budget), Next::Last { .. }));
+        }
+        assert!(rounds.is_worth_it(11 * MIB, budget));
     }
 
     #[test]
