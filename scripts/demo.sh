@@ -298,12 +298,16 @@ if [ -n "$live" ]; then
         sleep 0.1
     done
     "$novaferry" migrate guest --to host-b --dry-run
+    asked=$(date +%s%3N)
     ask migrate guest --to host-b
     kill -9 "$coordinator"
     while kill -0 "$coordinator" 2>/dev/null; do sleep 0.05; done
     echo "the coordinator is killed with SIGKILL meanwhile; the hosts go on, and tell the next one"
     lead
     arrive
+    began=$(sed 's/\x1b\[[0-9;]*m//g' "$work/host-a/log" | awk '/ migration / && /to="?mirroring/ { print $1; exit }')
+    [ -n "$began" ] || die "the agent of host-a does not log when the disks began to travel"
+    echo "its disks began to travel $(($(date -d "$began" +%s%3N) - asked)) ms after the command"
     there=$work/host-b/vms/guest/run/serial0.log
     await_beats "$there" 15
     echo "it runs on host-b:        $(grep '^HB ' "$there" | tail -n 1 | tr -d '\r')"

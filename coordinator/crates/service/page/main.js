@@ -49,6 +49,18 @@ function moves(one) {
   };
 }
 
+// What arrived must be proven; what is not says why.
+function standing(one) {
+  if (!one.unproven) return state(one.state);
+  return { text: `${one.state}: not proven`, tone: "bad", title: one.unproven };
+}
+
+function phase(one) {
+  if (!progress(one).waits) return progress(one).state;
+  const until = one.options.cutover_at ? when(one.options.cutover_at) : "it is told to leave";
+  return { text: `in step, waits until ${until}`, title: one.options.cutover_at ?? undefined };
+}
+
 function ask(one) {
   const dialog = by("ask");
   by("ask-title").textContent = `Cancel the migration of ${one.vm}?`;
@@ -71,8 +83,8 @@ const RUNNING = [
   { head: "VM", of: (one) => name(one.vm, one.source) },
   { head: "From", of: (one) => one.source, short: true },
   { head: "To", of: (one) => one.destination, short: true },
-  { head: "State", of: (one) => state(one.state), short: true },
-  { head: "Phase", of: (one) => progress(one).state, short: true },
+  { head: "State", of: standing, short: true },
+  { head: "Phase", of: phase, short: true },
   { head: "Progress", of: moves },
   { head: "Rate", of: (one) => rate(progress(one).rate), number: true },
   { head: "Expected pause", of: (one) => time(progress(one).expected_downtime_ms || expected(one)?.downtime_ms || one.estimate?.downtime_ms || NaN), number: true },
@@ -155,6 +167,7 @@ const HISTORY = [
   { head: "Pause", of: (one) => time(report(one).downtime_ms), number: true },
   { head: "Expected pause", of: (one) => time(expected(one)?.downtime_ms), number: true },
   { head: "Data", of: (one) => bytes((report(one).ram_wire ?? NaN) + (report(one).disk_wire ?? NaN)), number: true },
+  { head: "Proof", of: (one) => (one.proof ? `${one.proof.disks.length} disks, signed by ${one.proof.by}` : "") },
   { head: "Link", of: (one) => one.link },
   { head: "Ended", of: (one) => when(one.changed), short: true },
 ];

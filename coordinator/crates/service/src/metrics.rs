@@ -20,7 +20,8 @@ use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use model::migration::State;
-use store::StoreError;
+use model::webhook::Reach;
+use store::{KeptWebhook, StoreError};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
@@ -189,7 +190,10 @@ async fn look(fleet: &Fleet) -> Result<(), StoreError> {
     gauge!(UNDECIDED_SINCE).set(number(u64::try_from(since).unwrap_or(0)));
     gauge!(AUDIT).set(number(counts.audit_entries));
     let webhooks = fleet.store.webhooks().await?;
-    let failing = webhooks.iter().filter(|kept| kept.standing.failing.is_some() && !kept.webhook.paused);
+    let newest = fleet.store.newest_webhook_event().await?;
+    let is_owed =
+        |kept: &&KeptWebhook| fleet.webhooks != Reach::Off && !kept.webhook.paused && kept.passed < newest;
+    let failing = webhooks.iter().filter(is_owed).filter(|kept| kept.standing.failing.is_some());
     gauge!(WEBHOOKS_FAILING).set(number(failing.count() as u64));
     let (ca, own) = fleet.authority.ends();
     gauge!(CA_EXPIRY).set(seconds(ca));

@@ -7,14 +7,15 @@ mod lost;
 mod send;
 mod sign;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use model::webhook::{Event, Happening, Reach, Standing, Webhook};
 use model::{Name, Timestamp};
-use store::{KeptWebhook, MOST_EVENTS, StoreError};
-use tokio::task::JoinSet;
+use store::{KeptWebhook, MOST_EVENTS, StoreError, StoreErrorKind};
+use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::ServiceError;
@@ -27,58 +28,64 @@ pub(crate) use sign::Secrets;
 const REGULAR: Duration = Duration::from_secs(1);
 /// Least time between two looks.
 const LEAST: Duration = Duration::from_millis(100);
+/// Pause after something that is not the receiver's fault.
+const TROUBLE: Duration = Duration::from_secs(30);
 /// How often what nobody needs is forgotten.
 const FORGETTING: Duration = Duration::from_secs(60);
 /// Events of one webhook in a row.
 const IN_A_ROW: u32 = 100;
 /// Longest pause between two attempts.
 const MOST_PAUSE: Duration = Duration::from_secs(600);
-/// Longest pause that a receiver may ask for.
+/// Shortest and longest pause that a receiver may ask for.
+const LEAST_ASKED: Duration = Duration::from_secs(1);
 const MOST_ASKED: Duration = Duration::from_secs(3600);
 /// How long a secret is good after it was replaced.
 pub(crate) const OLDER_GOOD: Duration = Duration::from_secs(86_400);
 
 /// Delivers until it is to stop.
 pub(crate) async fn run(fleet: Arc<Fleet>, stop: CancellationToken) {
-    let mut lost = lost::Watch::new(now());
+    let mut lost = lost::Watch::default();
     let mut news = fleet.events.news();
-    let mut forgotten = None;
-    let mut busy: BTreeSet<Name> = BTreeSet::new();
-    let mut tasks: JoinSet<Name> = JoinSet::new();
+    let mut forgotten: Option<Instant> = None;
+    let mut tasks: JoinSet<()> = JoinSet::new();
+    let mut busy: BTreeMap<Name, task::Id> = BTreeMap::new();
     loop {
-        tokio::select! {
+        let done = tokio::select! {
             () = stop.cancelled() => break,
-            _ = news.changed() => {}
-            Some(done) = tasks.join_next() => match done {
-                Ok(name) => {
-                    busy.remove(&name);
-                }
+            _ = news.changed() => None,
+            Some(done) = tasks.join_next_with_id() => Some(done),
+            () = tokio::time::sleep(REGULAR) => None,
+        };
+        let more = std::iter::from_fn(|| tasks.try_join_next_with_id());
+        for done in done.into_iter().chain(more) {
+            let id = match done {
+                Ok((id, ())) => id,
                 Err(error) => {
                     tracing::error!(%error, "a delivery of webhooks failed; this is a bug");
-                    // Whose it was is not known any more, and whoever is busy is looked at again when it is done.
-                    busy.clear();
+                    error.id()
                 }
-            },
-            () = tokio::time::sleep(REGULAR) => {}
+            };
+            busy.retain(|_, working| *working != id);
         }
-        let looked = async {
-            lost.look(&fleet, now()).await?;
-            let due = due(&fleet, now()).await?;
-            if forgotten.is_none_or(|at: std::time::Instant| at.elapsed() >= FORGETTING) {
-                fleet.store.forget_webhook_events(MOST_EVENTS).await?;
-                forgotten = Some(std::time::Instant::now());
-            }
-            Ok::<_, StoreError>(due)
-        };
-        match looked.await {
+        if let Err(error) = lost.look(&fleet).await {
+            tracing::warn!(%error, "cannot look which hosts are lost");
+        }
+        match due(&fleet, now()).await {
             Ok(due) => {
                 for kept in due {
-                    if busy.insert(kept.webhook.name.clone()) {
-                        tasks.spawn(deliver(Arc::clone(&fleet), kept, stop.clone()));
+                    let name = kept.webhook.name.clone();
+                    if let Entry::Vacant(idle) = busy.entry(name) {
+                        idle.insert(tasks.spawn(deliver(Arc::clone(&fleet), kept, stop.clone())).id());
                     }
                 }
             }
             Err(error) => tracing::warn!(%error, "cannot look which webhooks are due"),
+        }
+        if forgotten.is_none_or(|at| at.elapsed() >= FORGETTING) {
+            forgotten = Some(Instant::now());
+            if let Err(error) = fleet.store.forget_webhook_events(MOST_EVENTS).await {
+                tracing::warn!(%error, "cannot forget what no webhook needs any more");
+            }
         }
         tokio::select! {
             () = stop.cancelled() => break,
@@ -100,10 +107,16 @@ async fn due(fleet: &Fleet, at: Timestamp) -> Result<Vec<KeptWebhook>, StoreErro
     }
     let newest = fleet.store.newest_webhook_event().await?;
     due.retain(|kept| {
-        let tried = kept.standing.retry.is_none_or(|retry| retry <= at);
-        kept.passed < newest && !kept.webhook.paused && tried
+        kept.passed < newest
+            && !kept.webhook.paused
+            && kept.standing.retry.is_none_or(|retry| is_due(retry, at))
     });
     Ok(due)
+}
+
+/// Whether the time of an attempt has come. One that is farther away than any pause was set by a clock that was wrong.
+fn is_due(retry: Timestamp, at: Timestamp) -> bool {
+    retry <= at || retry.duration_since(at).unsigned_abs() > MOST_ASKED
 }
 
 /// How long to wait after so many failures in a row.
@@ -116,7 +129,8 @@ fn failed(standing: &mut Standing, at: Timestamp, refusal: &Refusal) {
     standing.failures = standing.failures.saturating_add(1);
     standing.failing.get_or_insert(at);
     standing.error = Some(refusal.why.clone());
-    let pause = refusal.after.map_or_else(|| pause(standing.failures), |asked| asked.min(MOST_ASKED));
+    let pause =
+        refusal.after.map_or_else(|| pause(standing.failures), |asked| asked.clamp(LEAST_ASKED, MOST_ASKED));
     standing.retry = at.checked_add(pause).ok();
 }
 
@@ -127,23 +141,35 @@ fn taken(standing: &mut Standing, at: Timestamp) {
 }
 
 /// Tells one webhook what it is owed, until it does not take it.
-async fn deliver(fleet: Arc<Fleet>, kept: KeptWebhook, stop: CancellationToken) -> Name {
-    let name = kept.webhook.name.clone();
+async fn deliver(fleet: Arc<Fleet>, kept: KeptWebhook, stop: CancellationToken) {
     let told = tokio::select! {
-        () = stop.cancelled() => return name,
+        () = stop.cancelled() => return,
         told = tell(&fleet, &kept) => told,
     };
     if let Err(error) = told {
-        tracing::warn!(webhook = %name, %error, "a webhook cannot be served");
+        tracing::warn!(webhook = %kept.webhook.name, %error, "a webhook cannot be served");
+        // What could not be noted would be sent again at once.
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(TROUBLE) => {}
+        }
     }
-    name
 }
 
 async fn tell(fleet: &Fleet, kept: &KeptWebhook) -> Result<(), ServiceError> {
-    let name = &kept.webhook.name;
-    let events = fleet.store.webhook_events(kept.passed, IN_A_ROW).await?;
-    // What it does not want is passed with what it is told, and not written for itself.
+    let (store, name) = (&fleet.store, &kept.webhook.name);
+    let events = store.webhook_events(kept.passed, IN_A_ROW).await?;
+    // Read after the events: what an operator said before them holds for them.
+    let same = match store.webhook(name).await {
+        Err(error) if error.kind() == StoreErrorKind::NotFound => return Ok(()),
+        found => found? == *kept,
+    };
+    if !same {
+        return Ok(());
+    }
+    // What it does not want is passed with what it is told, or at the end.
     let mut passed = kept.passed;
+    let mut failing = kept.standing.failures > 0;
     for event in events {
         if !kept.webhook.wants(&event.topic) {
             passed = event.number;
@@ -151,25 +177,30 @@ async fn tell(fleet: &Fleet, kept: &KeptWebhook) -> Result<(), ServiceError> {
         }
         match attempt(fleet, kept, &event).await? {
             Ok(()) => {
-                passed = event.number;
+                (passed, failing) = (event.number, false);
                 crate::metrics::webhook("delivered");
-                if !fleet.store.delivered(name, passed, |standing| taken(standing, now())).await? {
+                // Else it was paused, sent elsewhere, or is gone: it is looked at anew.
+                if !store.delivered(kept, passed, true, |standing| taken(standing, now())).await? {
                     return Ok(());
                 }
             }
             Err(refusal) => {
                 crate::metrics::webhook("failed");
-                let first = kept.standing.failures == 0;
-                if first {
+                if !failing {
                     tracing::warn!(webhook = %name, why = refusal.why, "a webhook's receiver takes nothing");
                 }
-                fleet.store.delivered(name, passed, |standing| failed(standing, now(), &refusal)).await?;
+                store.delivered(kept, passed, false, |standing| failed(standing, now(), &refusal)).await?;
                 return Ok(());
             }
         }
     }
     if passed > kept.passed {
-        fleet.store.delivered(name, passed, |_| {}).await?;
+        // Nothing that failed is owed any more.
+        let rest = |standing: &mut Standing| {
+            let Standing { delivered, lost, .. } = *standing;
+            *standing = Standing { delivered, lost, ..Standing::default() };
+        };
+        store.delivered(kept, passed, false, rest).await?;
     }
     Ok(())
 }
@@ -218,6 +249,10 @@ mod tests {
         assert_eq!((standing.failures, standing.failing), (12, Some(at(1000))));
         failed(&mut standing, at(2000), &refusal(Some(Duration::from_secs(86_400))));
         assert_eq!((standing.retry, standing.failing), (Some(at(2000 + 3600)), Some(at(1000))));
+        failed(&mut standing, at(2000), &refusal(Some(Duration::ZERO)));
+        assert_eq!(standing.retry, Some(at(2001)));
+        assert!(is_due(at(2001), at(2001)) && !is_due(at(2001), at(2000)));
+        assert!(!is_due(at(2000 + 3600), at(2000)) && is_due(at(2001 + 3600), at(2000)), "a wrong clock");
         standing.lost = 3;
         taken(&mut standing, at(3000));
         assert_eq!(standing, Standing { delivered: Some(at(3000)), lost: 3, ..Standing::default() });

@@ -148,6 +148,8 @@ impl Store {
         let _changing = self.roster.changing([name]);
         let mut work = self.work().await?;
         let at = deed.at.as_millisecond();
+        let before = sqlx::query("SELECT 1 AS good FROM hosts WHERE name = $1 AND revoked IS NULL");
+        let before = before.bind(name.as_str()).fetch_optional(&mut *work.transaction).await?;
         let done = sqlx::query("UPDATE hosts SET revoked = COALESCE(revoked, $1) WHERE name = $2");
         let done = done.bind(at).bind(name.as_str()).execute(&mut *work.transaction).await?;
         if done.rows_affected() == 0 {
@@ -158,7 +160,9 @@ impl Store {
             .bind(name.as_str())
             .execute(&mut *work.transaction)
             .await?;
-        work.happened(Happening::of(deed.at, "host", "revoked", name)).await?;
+        if before.is_some() {
+            work.happened(Happening::of(deed.at, "host", "revoked", name)).await?;
+        }
         work.audit(deed).await?;
         work.commit().await
     }

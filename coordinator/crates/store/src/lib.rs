@@ -38,7 +38,7 @@ pub use links::{LinkProbe, MOST_PROBES};
 pub use migrations::Page;
 pub use roster::Hosts;
 pub use tokens::{ApiToken, JoinGrant};
-pub use webhooks::{KeptWebhook, MOST_EVENTS};
+pub use webhooks::{KeptWebhook, MOST_EVENTS, MOST_WEBHOOKS};
 
 /// The fact that says how often the lead has changed hands.
 const TERM: &str = "leader-term";

@@ -12,7 +12,7 @@ use crate::tokens::named;
 use crate::{Store, StoreError, StoreErrorKind, Work};
 
 /// Webhooks of a fleet.
-const MOST_WEBHOOKS: i64 = 100;
+pub const MOST_WEBHOOKS: usize = 100;
 /// Events that are kept for webhooks that are behind.
 pub const MOST_EVENTS: u64 = 100_000;
 
@@ -136,7 +136,7 @@ impl Store {
         let mut work = self.work().await?;
         let row = sqlx::query("SELECT COUNT(*) AS webhooks FROM webhooks");
         let row = row.fetch_one(&mut *work.transaction).await?;
-        if row.try_get::<i64, _>("webhooks")? >= MOST_WEBHOOKS {
+        if count(row.try_get("webhooks")?)? >= MOST_WEBHOOKS as u64 {
             let why = format!("there are {MOST_WEBHOOKS} webhooks; remove some first");
             return Err(StoreError::new(StoreErrorKind::Conflict, why));
         }
@@ -202,30 +202,40 @@ impl Store {
         work.commit().await
     }
 
-    /// Notes how a delivery went: `passed` is what the webhook needs no more. False when it is gone, or was changed so
-    /// that it has passed that already.
+    /// Notes how a delivery went: `passed` is what the webhook needs no more, and `was_taken` says that its receiver has the
+    /// last of it. False when the webhook was changed meanwhile: then only what was taken counts; or when it is another one,
+    /// or has passed that already.
     ///
     /// # Errors
     /// When the database cannot be used.
     pub async fn delivered(
         &self,
-        name: &Name,
+        then: &KeptWebhook,
         passed: u64,
+        was_taken: bool,
         note: impl FnOnce(&mut Standing) + Send,
     ) -> Result<bool, StoreError> {
         let mut work = self.work().await?;
-        let mut kept = match work.webhook(name).await {
+        let mut kept = match work.webhook(&then.webhook.name).await {
             Err(error) if error.kind() == StoreErrorKind::NotFound => return Ok(false),
             kept => kept?,
         };
-        if kept.passed > passed {
+        let is_other =
+            kept.salt != then.salt && kept.older.as_ref().is_none_or(|(older, _)| *older != then.salt);
+        if is_other || kept.passed > passed {
+            return Ok(false);
+        }
+        let same = kept.webhook == then.webhook && kept.salt == then.salt;
+        if !same && !was_taken {
             return Ok(false);
         }
         kept.passed = passed;
-        note(&mut kept.standing);
+        if same {
+            note(&mut kept.standing);
+        }
         work.put_webhook(&kept).await?;
         work.commit().await?;
-        Ok(true)
+        Ok(same)
     }
 
     /// Forgets events that nobody needs any more, and the oldest of too many.

@@ -4,14 +4,28 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-/// Where clouds tell a machine its own secrets. No setting opens these.
-const METADATA: [IpAddr; 4] = [
-    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
-    // ECS tasks, and Alibaba Cloud.
-    IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)),
+/// Where clouds tell a machine its own secrets, beside link-local addresses. No setting opens these.
+const METADATA: [IpAddr; 7] = [
+    // Alibaba Cloud, and Azure's wire server.
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
+    // AWS, instances and pods; Google Cloud; Oracle Cloud; Scaleway.
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23)),
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42)),
 ];
+
+/// Link-local addresses, where most clouds have their metadata, and a prefix (RFC 8215) that hides what it leads to.
+fn is_hidden(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => {
+            address.is_unicast_link_local() || address.segments()[..3] == [0x64, 0xff9b, 1]
+        }
+    }
+}
 
 /// How far webhooks reach.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -82,7 +96,8 @@ impl Reach {
     pub fn may_dial(self, address: IpAddr) -> bool {
         // The same place by another spelling, or through a gateway of the network.
         let address = inner(address.to_canonical());
-        if METADATA.contains(&address) || address.is_unspecified() || address.is_multicast() {
+        let never = METADATA.contains(&address) || is_hidden(address);
+        if never || address.is_unspecified() || address.is_multicast() {
             return false;
         }
         match (self, address) {
@@ -94,7 +109,8 @@ impl Reach {
     }
 }
 
-/// The IPv4 address that an IPv6 address leads to: NAT64 (RFC 6052), 6to4 (RFC 3056), IPv4-compatible (RFC 4291).
+/// The IPv4 address that an IPv6 address leads to: NAT64 (RFC 6052), 6to4 (RFC 3056), IPv4-translated (RFC 2765),
+/// IPv4-compatible (RFC 4291).
 fn inner(address: IpAddr) -> IpAddr {
     let IpAddr::V6(six) = address else { return address };
     let segments = six.segments();
@@ -105,6 +121,7 @@ fn inner(address: IpAddr) -> IpAddr {
     match segments {
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] => v4(high, low),
         [0x2002, high, low, ..] => v4(high, low),
+        [0, 0, 0, 0, 0xffff, 0, high, low] => v4(high, low),
         [0, 0, 0, 0, 0, 0, high, low] if high != 0 => v4(high, low),
         _ => address,
     }
@@ -147,11 +164,9 @@ mod tests {
             "10.1.2.3",
             "172.31.0.1",
             "192.168.1.1",
-            "169.254.1.1",
             "100.127.0.1",
             "198.19.0.1",
             "::1",
-            "fe80::1",
             "fd12::1",
             "::ffff:10.0.0.1",
             "64:ff9b::a00:1",
@@ -183,8 +198,17 @@ mod tests {
             "2002:a9fe:a9fe::1",
             "::169.254.169.254",
             "169.254.170.2",
+            "169.254.170.23",
+            "169.254.1.1",
+            "fe80::a9fe:a9fe",
+            "::ffff:0:a9fe:a9fe",
+            "64:ff9b:1::a9fe:a9fe",
             "100.100.100.200",
+            "168.63.129.16",
             "fd00:ec2::254",
+            "fd00:ec2::23",
+            "fd20:ce::254",
+            "fd00:c1::a9fe:a9fe",
             "0.0.0.0",
             "::",
             "224.0.0.1",

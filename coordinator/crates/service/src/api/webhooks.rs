@@ -5,20 +5,19 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::Response;
 use model::Name;
 use model::access::Action;
 use model::name::InvalidName;
-use model::webhook::{Standing, Webhook};
+use model::webhook::{Reach, Standing, Webhook};
 use serde::{Deserialize, Serialize};
 use store::KeptWebhook;
 use utoipa::ToSchema;
 
 use super::caller::Caller;
+use super::etag;
 use super::page::{Page, most};
 use super::problem::{Asked, Body, Problem, Segment};
 use super::tokens::random;
-use super::{etag, once};
 use crate::error::ServiceError;
 use crate::fleet::{Fleet, now};
 use crate::webhooks;
@@ -81,8 +80,8 @@ fn said(webhook: &Webhook) -> String {
     format!("to {} of {topics}{paused}", host.unwrap_or_default()).chars().take(1024).collect()
 }
 
-fn checked(fleet: &Fleet, webhook: &Webhook) -> Result<(), Problem> {
-    webhook.check(fleet.webhooks).map_err(|error| Problem::invalid(error.to_string()))
+fn checked(reach: Reach, webhook: &Webhook) -> Result<(), Problem> {
+    webhook.check(reach).map_err(|error| Problem::invalid(error.to_string()))
 }
 
 /// Lists webhooks.
@@ -114,7 +113,7 @@ pub(super) async fn add(
     Body(webhook): Body<Webhook>,
 ) -> Result<(StatusCode, Json<Shown>), Problem> {
     caller.may(&fleet, Action::ManageWebhooks, webhook.name.as_str()).await?;
-    checked(&fleet, &webhook)?;
+    checked(fleet.webhooks, &webhook)?;
     let salt = salt()?;
     let secret = fleet.authority.webhooks().told(&salt)?;
     let deed = caller.does(Action::ManageWebhooks, webhook.name.as_str(), format!("add {}", said(&webhook)));
@@ -152,8 +151,11 @@ pub(super) async fn change(
     if webhook.name != name {
         return Err(Problem::invalid("a webhook keeps its name; remove it and add it under another"));
     }
-    checked(&fleet, &webhook)?;
     let before = fleet.store.webhook(&name).await?;
+    // One that is out of reach now can still be paused.
+    let reach =
+        if webhook.paused && webhook.url == before.webhook.url { Reach::Private } else { fleet.webhooks };
+    checked(reach, &webhook)?;
     if etag::differs(&headers, &shown(&fleet, before).await?)? {
         return Err(etag::stale());
     }
@@ -209,13 +211,12 @@ pub(super) async fn test(
     State(fleet): State<Arc<Fleet>>,
     caller: Caller,
     Segment(name): Segment<String>,
-) -> Result<Response, Problem> {
+) -> Result<Json<Tested>, Problem> {
     caller.may(&fleet, Action::ManageWebhooks, &name).await?;
     let kept = fleet.store.webhook(&parsed(&name)?).await?;
-    checked(&fleet, &kept.webhook)?;
-    let refusal = webhooks::test(&fleet, &kept).await?.err();
-    let tested = Tested { taken: refusal.is_none(), error: refusal.map(|refusal| refusal.why) };
-    let tested = once::answer(StatusCode::OK, &tested)?;
+    checked(fleet.webhooks, &kept.webhook)?;
+    // Before it is sent: whoever hangs up meanwhile has asked all the same.
     fleet.store.note(caller.does(Action::ManageWebhooks, &name, "test".to_owned())).await?;
-    Ok(tested)
+    let refusal = webhooks::test(&fleet, &kept).await?.err();
+    Ok(Json(Tested { taken: refusal.is_none(), error: refusal.map(|refusal| refusal.why) }))
 }

@@ -1,65 +1,67 @@
 //! Hosts that have no line for long are lost, and come back: news for people, unlike each short break.
 
-use std::collections::BTreeSet;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
-use model::{Name, Timestamp};
+use model::Name;
 use store::StoreError;
 
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, now};
 
 /// How long a host is away before it counts as lost. A coordinator that starts waits as long for all of them.
 const AWAY: Duration = Duration::from_secs(60);
 /// How often it is looked.
 const LEAST: Duration = Duration::from_secs(2);
+/// Hosts in one transaction: others wait for it.
+const AT_ONCE: usize = 200;
 
 /// Looks for them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Watch {
-    begun: Timestamp,
-    looked: Option<Timestamp>,
-}
-
-/// Who is lost now and was not, and who is back.
-fn changes(
-    hosts: impl Iterator<Item = (Name, bool, Option<Timestamp>)>,
-    lost: &BTreeSet<Name>,
-    begun: Timestamp,
-    now: Timestamp,
-) -> (Vec<Name>, Vec<Name>) {
-    let long = |since: Timestamp| now.duration_since(since).unsigned_abs() >= AWAY && now > since;
-    let (mut gone, mut back) = (Vec::new(), Vec::new());
-    for (name, connected, seen) in hosts {
-        if connected {
-            if lost.contains(&name) {
-                back.push(name);
-            }
-        } else if !lost.contains(&name) && long(begun) && seen.is_some_and(long) {
-            gone.push(name);
-        }
-    }
-    (gone, back)
+    looked: Option<Instant>,
+    /// Since when hosts are seen to be away, by a clock that nobody sets.
+    away: BTreeMap<Name, Instant>,
 }
 
 impl Watch {
-    pub(super) fn new(begun: Timestamp) -> Self {
-        Self { begun, looked: None }
+    /// Who is lost now and was not, and who is back. `hosts`: those that were ever heard of, and whether they are connected.
+    fn changes(
+        &mut self,
+        hosts: impl Iterator<Item = (Name, bool)>,
+        lost: &BTreeSet<Name>,
+        now: Instant,
+    ) -> (Vec<Name>, Vec<Name>) {
+        let (mut gone, mut back, mut away) = (Vec::new(), Vec::new(), BTreeMap::new());
+        for (name, connected) in hosts {
+            if connected {
+                if lost.contains(&name) {
+                    back.push(name);
+                }
+                continue;
+            }
+            let since = self.away.get(&name).copied().unwrap_or(now);
+            if !lost.contains(&name) && now.duration_since(since) >= AWAY {
+                gone.push(name.clone());
+            }
+            away.insert(name, since);
+        }
+        self.away = away;
+        (gone, back)
     }
 
-    pub(super) async fn look(&mut self, fleet: &Fleet, now: Timestamp) -> Result<(), StoreError> {
-        let soon = |looked: Timestamp| now.duration_since(looked).unsigned_abs() < LEAST;
-        if self.looked.is_some_and(soon) {
+    pub(super) async fn look(&mut self, fleet: &Fleet) -> Result<(), StoreError> {
+        if self.looked.is_some_and(|looked| looked.elapsed() < LEAST) {
             return Ok(());
         }
-        self.looked = Some(now);
+        self.looked = Some(Instant::now());
         let lost: BTreeSet<_> = fleet.store.lost_hosts().await?.into_iter().collect();
         let (roster, lines) = (fleet.store.roster().await?, fleet.connections());
-        let hosts = roster.iter().filter(|host| host.revoked.is_none());
-        let hosts = hosts.map(|host| (host.name.clone(), lines.contains_key(&host.name), host.seen));
-        let (gone, back) = changes(hosts, &lost, self.begun, now);
+        let hosts = roster.iter().filter(|host| host.revoked.is_none() && host.seen.is_some());
+        let hosts = hosts.map(|host| (host.name.clone(), lines.contains_key(&host.name)));
+        let (gone, back) = self.changes(hosts, &lost, Instant::now());
         for (hosts, lost) in [(gone, true), (back, false)] {
-            if !hosts.is_empty() {
-                fleet.store.note_lost(&hosts, lost, now).await?;
+            for some in hosts.chunks(AT_ONCE) {
+                fleet.store.note_lost(some, lost, now()).await?;
             }
         }
         Ok(())
@@ -72,25 +74,25 @@ mod tests {
 
     #[test]
     fn short_breaks_and_a_start_are_no_losses() {
-        let at = |seconds| Timestamp::from_second(seconds).unwrap();
-        let host = |connected, seen: Option<i64>| ("a".parse::<Name>().unwrap(), connected, seen.map(at));
         let name: Name = "a".parse().unwrap();
         let (lost, none) = (BTreeSet::from([name.clone()]), BTreeSet::new());
-        let (gone, back, same) =
-            ((vec![name.clone()], vec![]), (vec![], vec![name.clone()]), (vec![], vec![]));
-        for (host, lost, begun, now, expected) in [
-            (host(false, Some(940)), &none, 0, 1000, &gone),
-            (host(false, Some(941)), &none, 0, 1000, &same),
-            (host(false, Some(100)), &none, 941, 1000, &same),
-            (host(false, None), &none, 0, 1000, &same),
-            (host(true, Some(100)), &none, 0, 1000, &same),
-            (host(false, Some(100)), &lost, 0, 1000, &same),
-            (host(true, Some(100)), &lost, 941, 1000, &back),
-            // A clock that was set back.
-            (host(false, Some(2000)), &none, 0, 1000, &same),
-        ] {
-            let found = changes(std::iter::once(host.clone()), lost, at(begun), at(now));
-            assert_eq!(&found, expected, "{host:?} {begun}");
-        }
+        let begun = Instant::now();
+        let mut watch = Watch::default();
+        let mut look = |connected, lost: &BTreeSet<Name>, seconds| {
+            let now = begun + Duration::from_secs(seconds);
+            let (gone, back) = watch.changes(std::iter::once((name.clone(), connected)), lost, now);
+            (gone.len(), back.len())
+        };
+        // From the first look on, whenever it was heard of before.
+        assert_eq!(look(false, &none, 0), (0, 0));
+        assert_eq!(look(false, &none, 59), (0, 0));
+        assert_eq!(look(true, &none, 60), (0, 0));
+        // A break counts from its own beginning.
+        assert_eq!(look(false, &none, 70), (0, 0));
+        assert_eq!(look(false, &none, 129), (0, 0));
+        assert_eq!(look(false, &none, 130), (1, 0));
+        assert_eq!(look(false, &lost, 131), (0, 0));
+        assert_eq!(look(true, &lost, 140), (0, 1));
+        assert_eq!(look(true, &none, 141), (0, 0));
     }
 }

@@ -17,8 +17,8 @@ use crate::error::ServiceError;
 /// Time for one attempt, and for its connection.
 const PATIENCE: Duration = Duration::from_secs(15);
 const CONNECTING: Duration = Duration::from_secs(5);
-/// Attempts at once, each with a thread.
-static AT_ONCE: Semaphore = Semaphore::const_new(16);
+/// Attempts at once, each with a thread: one of each webhook, so that nobody waits for another's receiver.
+static AT_ONCE: Semaphore = Semaphore::const_new(store::MOST_WEBHOOKS);
 /// Longest reason that is kept.
 const MOST_WHY: usize = 300;
 
@@ -110,6 +110,8 @@ fn agent(delivery: &Delivery) -> Result<ureq::Agent, Refusal> {
 }
 
 fn post(delivery: &Delivery) -> Result<(), Refusal> {
+    // It may have been added when more was allowed.
+    delivery.reach.allows(&delivery.url).map_err(|error| Refusal::new(error.to_string()))?;
     let answered = agent(delivery)?
         .post(&delivery.url)
         .header("content-type", "application/json")

@@ -38,6 +38,7 @@ pub(super) async fn webhooks_are_owed_what_happened_since_they_were_added() {
     assert_eq!(store.lost_hosts().await.unwrap(), [name("host-a")]);
     store.note_lost(&[name("host-a")], false, at(8)).await.unwrap();
     store.revoke_host(&name("host-a"), deed(9, "revoke-host", "host-a")).await.unwrap();
+    store.revoke_host(&name("host-a"), deed(9, "revoke-host", "host-a")).await.unwrap();
     store.note_lost(&[name("host-a")], true, at(10)).await.unwrap();
     let all = ["migration.queued", "migration.completed", "host.lost", "host.back", "host.revoked"];
     assert_eq!(topics(&store, 0).await, all);
@@ -47,16 +48,27 @@ pub(super) async fn webhooks_are_owed_what_happened_since_they_were_added() {
     let two = store.add_webhook(&webhook("two"), "salt", deed(11, "manage-webhooks", "two")).await.unwrap();
     assert_eq!(two.passed, 5);
     let taken = |standing: &mut Standing| standing.delivered = Some(at(12));
-    assert!(store.delivered(&name("one"), 3, taken).await.unwrap());
-    assert!(!store.delivered(&name("one"), 2, taken).await.unwrap(), "it would be told twice");
-    assert!(!store.delivered(&name("gone"), 3, taken).await.unwrap());
+    let one = store.webhook(&name("one")).await.unwrap();
+    assert!(store.delivered(&one, 3, true, taken).await.unwrap());
+    assert!(!store.delivered(&one, 2, true, taken).await.unwrap(), "it would be told twice");
+    let gone = KeptWebhook { webhook: webhook("gone"), ..one.clone() };
+    assert!(!store.delivered(&gone, 3, true, taken).await.unwrap());
+    // One that was removed and added again has another salt.
+    let before = KeptWebhook { salt: "of before".to_owned(), ..one.clone() };
+    assert!(!store.delivered(&before, 4, true, taken).await.unwrap());
+    // What an operator changes meanwhile stays; what the receiver has it has.
+    let older = KeptWebhook { webhook: Webhook { paused: true, ..webhook("one") }, ..one.clone() };
+    let failed = |standing: &mut Standing| standing.failures = 9;
+    assert!(!store.delivered(&older, 3, false, failed).await.unwrap());
+    assert!(!store.delivered(&older, 3, true, failed).await.unwrap());
+    assert_eq!(store.webhook(&name("one")).await.unwrap().standing.failures, 0);
     store.forget_webhook_events(1000).await.unwrap();
     let one = store.webhook(&name("one")).await.unwrap();
     assert_eq!((one.passed, one.standing.delivered, one.standing.lost), (3, Some(at(12)), 0));
     assert_eq!(topics(&store, 3).await, all[3..]);
     assert_eq!(store.webhook_events_behind(0).await.unwrap(), 2);
     // Numbers go on when all is passed and forgotten.
-    store.delivered(&name("one"), 5, taken).await.unwrap();
+    store.delivered(&one, 5, true, taken).await.unwrap();
     store.forget_webhook_events(1000).await.unwrap();
     assert_eq!(store.webhook_events_behind(0).await.unwrap(), 0);
     store.add_migration(&migration(3, "web-3"), deed(13, "migrate", "web-3")).await.unwrap();
