@@ -305,7 +305,7 @@ if [ -n "$live" ]; then
     echo "the coordinator is killed with SIGKILL meanwhile; the hosts go on, and tell the next one"
     lead
     arrive
-    began=$(sed 's/\x1b\[[0-9;]*m//g' "$work/host-a/log" | awk '/ migration / && /to="?mirroring/ { print $1; exit }')
+    began=$(awk '{ gsub(/\033\[[0-9;]*m/, "") } / migration / && /to="?mirroring/ { print $1; exit }' "$work/host-a/log")
     [ -n "$began" ] || die "the agent of host-a does not log when the disks began to travel"
     echo "its disks began to travel $(($(date -d "$began" +%s%3N) - asked)) ms after the command"
     there=$work/host-b/vms/guest/run/serial0.log

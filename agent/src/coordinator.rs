@@ -3,6 +3,7 @@
 //! The daemon dials out and stays connected. What the coordinator wants comes as a whole, with a generation; what this
 //! host sees goes back. Everything that runs here goes on when the coordinator is away.
 
+mod calls;
 mod join;
 mod line;
 mod look;

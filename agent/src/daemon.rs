@@ -202,8 +202,10 @@ pub async fn run(config: Config) -> Result<(), Failure> {
                 meter.look(sessions.running());
             }
             incoming = listener.accept() => match incoming {
-                Some(incoming) if matches!(incoming.request(), Request::Migrate(_)) => desk.take(incoming),
-                Some(incoming) => sessions.begin(incoming),
+                Some(incoming) => match incoming.request() {
+                    Request::Migrate(_) | Request::Call(_) => desk.take(incoming),
+                    Request::Copy(_) => sessions.begin(incoming),
+                },
                 None => break,
             },
             Some(end) = sessions.next_end() => meter.ended(end),

@@ -12,6 +12,8 @@ use crate::harness::collector::Collector;
 use crate::harness::vms::VmHost;
 use crate::harness::{Capability, Harness, capable, until};
 
+mod hidden;
+
 /// Far beyond what anything takes here.
 const HANG: Duration = Duration::from_secs(120);
 const VM: &str = "web-1";

@@ -184,6 +184,7 @@ impl MigrateArgs {
         let migrate = Migrate {
             vm,
             to: to.to_string(),
+            called: false,
             alternates: alternate.iter().map(ToString::to_string).collect(),
             mode: match mode {
                 ModeArg::Live => Mode::Live,

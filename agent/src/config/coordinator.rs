@@ -17,10 +17,13 @@ pub struct Coordinator {
     /// `HOST:PORT` at which other agents reach this host, best first; `NETWORK=HOST:PORT` on a network that the
     /// coordinator's links name. Empty to find out.
     pub advertise: Vec<String>,
+    /// Other agents can dial this host. If not (NAT, a firewall), it dials them, whichever way VMs go.
+    pub reachable: bool,
 }
 
 pub(super) fn coordinator(file: FileCoordinator, listen: SocketAddr) -> Result<Coordinator, ConfigError> {
-    let FileCoordinator { address, advertise } = file;
+    let FileCoordinator { address, advertise, reachable } = file;
+    let reachable = reachable.unwrap_or(true);
     let advice = "write HOST:PORT, such as \"coordinator.example:7444\"";
     let address = address.ok_or_else(|| ConfigError::missing("coordinator.address", advice))?;
     let address = authority("coordinator.address", &address, control_api::PORT, advice)?;
@@ -30,13 +33,20 @@ pub(super) fn coordinator(file: FileCoordinator, listen: SocketAddr) -> Result<C
         let advice = format!("name {MOST_ADDRESSES} addresses at most");
         return Err(ConfigError::value("coordinator.advertise", first_too_many, advice));
     }
-    Ok(Coordinator { address, advertise })
+    if let (false, Some(first)) = (reachable, advertise.first()) {
+        let advice = "leave `advertise` out where `reachable` is false, or `reachable`".to_owned();
+        return Err(ConfigError::value("coordinator.advertise", first, advice));
+    }
+    Ok(Coordinator { address, advertise, reachable })
 }
 
 impl Coordinator {
-    /// Where other agents reach this host: as configured, or else by the address that it listens on, or by its name.
+    /// Where other agents reach this host, nowhere if they do not: as configured, or else by the address that it listens on, or by its name.
     #[must_use]
     pub fn reached(&self, listens: SocketAddr) -> Vec<String> {
+        if !self.reachable {
+            return Vec::new();
+        }
         if !self.advertise.is_empty() {
             return self.advertise.clone();
         }
@@ -70,4 +80,25 @@ fn authority(key: &str, text: &str, port: u16, advice: &str) -> Result<String, C
         .parse()
         .map_err(|error| ConfigError::value(key, &text, advice.to_owned()).caused_by(error))?;
     Ok(parsed.authority())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_a_host_is_reached_is_said_found_out_or_nowhere() {
+        let listen: SocketAddr = "[::1]:7440".parse().unwrap();
+        let said = |advertise: &[&str], reachable| {
+            let advertise = advertise.iter().map(|&one| one.to_owned()).collect();
+            let file = FileCoordinator { address: Some("c".to_owned()), advertise, reachable };
+            coordinator(file, listen).map(|made| made.reached(listen)).map_err(|error| error.to_string())
+        };
+        assert_eq!(said(&[], None).unwrap(), ["[::1]:7440"]);
+        assert_eq!(said(&["mpls=a", "b:1"], Some(true)).unwrap(), ["mpls=a:7440", "b:1"]);
+        assert!(said(&[], Some(false)).unwrap().is_empty());
+        let both = said(&["b:1"], Some(false)).unwrap_err();
+        assert!(both.contains("leave `advertise` out"), "{both}");
+        assert!(said(&["Ä=b"], None).unwrap_err().contains("NETWORK=HOST:PORT"));
+    }
 }

@@ -147,6 +147,7 @@ pub struct FileMigrateIn {
 pub struct FileCoordinator {
     pub address: Option<String>,
     pub advertise: Vec<String>,
+    pub reachable: Option<bool>,
 }
 
 impl FileConfig {

@@ -67,6 +67,9 @@ pub struct Migrate {
     /// More addresses of the same host, the best first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub alternates: Vec<String>,
+    /// That host dials this one, when no address before answers; `to` may be empty then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub called: bool,
     /// How.
     #[serde(default)]
     pub mode: Mode,
@@ -154,6 +157,7 @@ impl Migrate {
             vm: vm.into(),
             to: to.into(),
             alternates: Vec::new(),
+            called: false,
             mode: Mode::default(),
             pool: None,
             max_downtime_ms: Self::DOWNTIME_MS,

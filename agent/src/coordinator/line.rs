@@ -124,6 +124,7 @@ impl Line {
             probes: true,
             expects: true,
             waits: true,
+            calls: true,
         };
         say(&said, Said::Hello(hello)).await?;
         let mut told = client.connect(ReceiverStream::new(outbound)).await?.into_inner();

@@ -11,6 +11,7 @@ use engine::migrate::destination::Arrival;
 use engine::migrate::record::Role;
 use engine::migrate::status::{Choice, Command};
 
+use super::calls::Callers;
 use crate::control::migration::{Migrate, Mode, Shown};
 use crate::daemon::Desk;
 
@@ -20,6 +21,8 @@ const SEEN: &str = "coordinator-generation";
 const EXPECTED: &str = "coordinator-expects";
 /// Most that is expected at once.
 const MOST_EXPECTED: usize = 1024;
+/// Addresses of a source.
+const MOST_DIALLED: usize = 8;
 /// Longest name that is believed, bytes.
 const LONGEST: usize = 256;
 
@@ -30,6 +33,7 @@ pub(super) struct Wishes {
     file: PathBuf,
     expects: PathBuf,
     expected: Vec<Arrival>,
+    callers: Callers,
     seen: u64,
     passed_on: HashMap<String, Wish>,
 }
@@ -41,7 +45,9 @@ impl Wishes {
         let expects = state.join(EXPECTED);
         let expected = read_expected(&expects);
         desk.arrivals().expect(expected.clone());
-        Self { desk, file, expects, expected, seen, passed_on: HashMap::new() }
+        let mut callers = Callers::new(desk.clone());
+        callers.expect(&expected);
+        Self { desk, file, expects, expected, callers, seen, passed_on: HashMap::new() }
     }
 
     /// The newest generation that was seen.
@@ -109,10 +115,11 @@ impl Wishes {
         let expected = expected.iter().take(MOST_EXPECTED);
         let expected = expected.filter(|one| short(&one.migration) && short(&one.vm) && short(&one.from));
         let expected: Vec<_> = expected
-            .map(|Expected { migration, vm, from }| Arrival {
+            .map(|Expected { migration, vm, from, dial }| Arrival {
                 migration: migration.clone(),
                 vm: vm.clone(),
                 from: from.clone(),
+                dial: dial.iter().filter(|address| short(address)).take(MOST_DIALLED).cloned().collect(),
             })
             .collect();
         if expected == self.expected {
@@ -124,6 +131,7 @@ impl Wishes {
             tracing::warn!(%error, file = %self.expects.display(), "cannot keep what the coordinator expects");
         }
         self.desk.arrivals().expect(expected.clone());
+        self.callers.expect(&expected);
         self.expected = expected;
     }
 
@@ -146,7 +154,7 @@ impl Wishes {
             // Nothing leads there now: it goes on with what it knows.
             to.retain(|address| !address.is_empty());
             let limit = (wanted.limit > 0).then_some(wanted.limit);
-            if let Err(why) = self.desk.steer(id, &to, limit).await {
+            if let Err(why) = self.desk.steer(id, &to, wanted.called, limit).await {
                 tracing::info!(id = wanted.id, why, "the ways of a migration are not changed");
             }
             if let Err(why) = self.desk.cutover(&wanted.id, cutover(wanted)).await {
@@ -212,9 +220,10 @@ fn cutover(wanted: &Migration) -> Cutover {
 }
 
 fn asked(wanted: &Migration) -> Result<Migrate, String> {
-    if wanted.to.is_empty() {
+    if wanted.to.is_empty() && !wanted.called {
         return Err(format!(
-            "host {} has not said where it is reached; check that its agent runs",
+            "host {} has not said where it is reached; check that its agent runs, and that one of the two hosts can be dialled \
+             (`reachable` of [coordinator] in agent.toml)",
             wanted.peer
         ));
     }
@@ -225,6 +234,7 @@ fn asked(wanted: &Migration) -> Result<Migrate, String> {
         WantedMode::Cold => Mode::Cold,
     };
     migrate.alternates.clone_from(&wanted.alternates);
+    migrate.called = wanted.called;
     migrate.peer = Some(wanted.peer.clone());
     if wanted.max_downtime_ms > 0 {
         migrate.max_downtime_ms = wanted.max_downtime_ms;
@@ -267,13 +277,21 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let desk = || Desk::closed(folder.path());
         let mut wishes = Wishes::open(desk(), folder.path());
-        let one =
-            |vm: &str| Expected { migration: "ab".repeat(16), vm: vm.to_owned(), from: "host-a".to_owned() };
+        let one = |vm: &str| Expected {
+            migration: "ab".repeat(16),
+            vm: vm.to_owned(),
+            from: "host-a".to_owned(),
+            dial: Vec::new(),
+        };
         let intent = |generation, expected| Intent { generation, expected, ..Intent::default() };
         assert!(wishes.welcome(&intent(7, vec![one("web"), one(&"x".repeat(300))])));
         wishes.take(intent(7, Vec::new())).await;
-        let expected =
-            vec![Arrival { migration: "ab".repeat(16), vm: "web".to_owned(), from: "host-a".to_owned() }];
+        let expected = vec![Arrival {
+            migration: "ab".repeat(16),
+            vm: "web".to_owned(),
+            from: "host-a".to_owned(),
+            dial: Vec::new(),
+        }];
         assert_eq!(wishes.expected, expected);
         assert_eq!(Wishes::open(desk(), folder.path()).expected, expected);
         assert!(!wishes.welcome(&intent(6, Vec::new())), "it is older");
@@ -301,6 +319,7 @@ mod tests {
             alternates: vec!["novaferry://10.0.0.2:7440".to_owned()],
             cutover_at_ms: 7_000,
             seed: false,
+            called: false,
         };
         let migrate = asked(&wanted).unwrap();
         assert_eq!((migrate.vm.as_str(), migrate.to.as_str()), ("web-1", "novaferry://host-b:7440"));

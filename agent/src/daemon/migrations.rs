@@ -20,7 +20,7 @@ use std::time::Duration;
 use engine::EngineError;
 use engine::migrate::cutover::Cutover;
 use engine::migrate::record::{Record, Records, Role};
-use engine::migrate::source::{Job, Way, Ways};
+use engine::migrate::source::{Calls, Job, Way, Ways};
 use engine::migrate::status::{Command, DestinationState, Handle, Live, SourceState, Status};
 use engine::migrate::{destination, source};
 use engine::pool::Pool;
@@ -31,7 +31,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use tunnel::{ChannelTunnel, CloseCode, Credentials, Incoming, Request};
+use tunnel::{ChannelTunnel, CloseCode, Credentials, Incoming, PeerName, Request};
 use volume::SessionId;
 use wire::FailCode;
 
@@ -65,8 +65,10 @@ pub(super) struct Shows {
 /// What others ask of the owner.
 #[derive(Debug)]
 enum Errand {
-    /// A peer wants to move a VM here, or to ask about one.
+    /// A peer wants to move a VM here, or to ask about one; or it is the destination of one that leaves.
     Incoming(Box<Incoming>),
+    /// The source of a migration took the connection that this host opened.
+    Called(SessionId, Box<ChannelTunnel>),
     /// A VM is to leave.
     Start {
         job: Box<Job>,
@@ -110,6 +112,8 @@ struct Running {
     contacts: Option<mpsc::Sender<ChannelTunnel>>,
     /// At a source: changes where the destination is reached.
     ways: Option<watch::Sender<Ways>>,
+    /// At a source: takes connections of this destination.
+    calls: Option<(PeerName, Calls)>,
 }
 
 impl Running {
@@ -245,6 +249,7 @@ impl Migrations {
         // Whoever asked may be gone.
         match errand {
             Errand::Incoming(incoming) => self.incoming(*incoming),
+            Errand::Called(migration, tunnel) => self.called(migration, *tunnel),
             Errand::Start { job, record, reply } => drop(reply.send(self.start(*job, *record))),
             Errand::Statuses(reply) => {
                 let running = self.running.values().map(Running::status).collect();
@@ -289,21 +294,25 @@ impl Migrations {
             ));
         }
         let dry_run = job.options.dry_run;
-        tracing::info!(migration = %job.migration, vm = %job.vm, to = %job.dial.host, dry_run, "a migration begins");
+        tracing::info!(migration = %job.migration, vm = %job.vm, to = job.to.first().map(tracing::field::display), dry_run, "a migration begins");
         self.begin_source(job, record, false);
         Ok(())
     }
 
     fn begin_source(&mut self, mut job: Job, record: Record, resumed: bool) {
+        let calls = Calls::default();
         let context = source::Context {
             records: self.records.clone(),
             credentials: self.with.shows.borrow().credentials.clone(),
             cpu: self.with.process.cpu().clone(),
             runtime: self.vms.runtime.clone(),
             vmd: self.vms.vmd.clone(),
+            calls: calls.clone(),
             stop: self.with.stop.clone(),
         };
         let migration = job.migration;
+        // Whoever else dials for it is turned away.
+        let calls = job.dial.expect_peer.clone().map(|peer| (peer, calls));
         let (handle, commands, status) = handle(&record);
         let (ways, current) = watch::channel(job.ways());
         let span = tracing::info_span!("migration", %migration, vm = job.vm, role = "source", resumed);
@@ -313,7 +322,7 @@ impl Migrations {
         };
         let task = self.tasks.spawn(tracing::Instrument::instrument(work, span));
         self.ids.insert(task.id(), migration);
-        self.running.insert(migration, Running { handle, contacts: None, ways: Some(ways) });
+        self.running.insert(migration, Running { handle, contacts: None, ways: Some(ways), calls });
     }
 
     fn begin_destination(
@@ -344,16 +353,19 @@ impl Migrations {
             destination::run(context, migration, record, inbox, commands, status).await;
         });
         self.ids.insert(task.id(), migration);
-        self.running.insert(migration, Running { handle, contacts: Some(contacts), ways: None });
+        self.running.insert(migration, Running { handle, contacts: Some(contacts), ways: None, calls: None });
     }
 
     /// A peer dialled: for a migration that it begins, or for one that it wants to know about.
     fn incoming(&mut self, incoming: Incoming) {
-        let Request::Migrate(migrate) = incoming.request() else {
-            incoming.refuse(FailCode::Internal, "a copy came where migrations are taken; this is a bug");
-            return;
+        let migration = match incoming.request() {
+            Request::Migrate(migrate) => migrate.migration,
+            Request::Call(call) => return self.call(call.migration, incoming),
+            Request::Copy(_) => {
+                incoming.refuse(FailCode::Internal, "a copy came where migrations are taken; this is a bug");
+                return;
+            }
         };
-        let migration = migrate.migration;
         let peer = incoming.peer().as_str().to_owned();
         match self.admit(migration, &peer) {
             Err((code, reason)) => {
@@ -369,15 +381,46 @@ impl Migrations {
                         return;
                     }
                 };
-                match self.running.get(&migration).map(|running| &running.contacts) {
-                    Some(Some(contacts)) => {
-                        if let Some(tunnel) = hand_over(contacts, tunnel) {
-                            self.waiting.insert(migration, tunnel);
-                        }
-                    }
-                    _ => self.begin_destination(migration, record, Some(tunnel)),
+                self.arrived(migration, record, tunnel);
+            }
+        }
+    }
+
+    fn arrived(&mut self, migration: SessionId, record: Option<Record>, tunnel: ChannelTunnel) {
+        match self.running.get(&migration).map(|running| &running.contacts) {
+            Some(Some(contacts)) => {
+                if let Some(tunnel) = hand_over(contacts, tunnel) {
+                    self.waiting.insert(migration, tunnel);
                 }
             }
+            _ => self.begin_destination(migration, record, Some(tunnel)),
+        }
+    }
+
+    /// A source took the connection that this host opened: as if the source had dialled.
+    fn called(&mut self, migration: SessionId, tunnel: ChannelTunnel) {
+        let peer = tunnel.peer().as_str().to_owned();
+        match self.admit(migration, &peer) {
+            Ok(record) => {
+                tracing::info!(%peer, remote = %tunnel.remote(), %migration, "migration, over a connection from here");
+                self.arrived(migration, record, tunnel);
+            }
+            Err((code, reason)) => {
+                tracing::warn!(%peer, remote = %tunnel.remote(), %migration, %reason, "a migration is refused");
+                tunnel.close(CloseCode::Failed(code), &reason);
+            }
+        }
+    }
+
+    /// A destination dialled. It does so from when it is told of the migration, which may be before this host is.
+    fn call(&self, migration: SessionId, incoming: Incoming) {
+        let calls = self.running.get(&migration).and_then(|running| running.calls.as_ref());
+        match calls.filter(|(peer, _)| peer == incoming.peer()) {
+            Some((_, calls)) => {
+                tracing::info!(peer = %incoming.peer(), remote = %incoming.remote(), %migration, "its destination dialled");
+                calls.put(incoming);
+            }
+            None => incoming.refuse(FailCode::NotFound, "no such migration leaves this host for yours"),
         }
     }
 

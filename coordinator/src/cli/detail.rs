@@ -1,6 +1,6 @@
 //! `migration show`, `host show` and `vm show` for people.
 
-use model::host::{Host, Vm};
+use model::host::{Host, Observed, Vm};
 use model::migration::{Migration, Mode, Progress, Proof, Wish};
 use serde_json::Value;
 
@@ -186,6 +186,14 @@ pub(super) fn stands(host: &Value) -> &'static str {
     }
 }
 
+fn addresses(observed: &Observed) -> String {
+    match (observed.addresses.is_empty(), observed.calls) {
+        (false, _) => observed.addresses.join(", "),
+        (true, true) => "none: it dials the other host".to_owned(),
+        (true, false) => "-".to_owned(),
+    }
+}
+
 pub(super) fn host(host: &Host, said: &Value) {
     let observed = host.observed.clone().unwrap_or_default();
     let or_dash = |text: String| if text.is_empty() { "-".to_owned() } else { text };
@@ -196,7 +204,7 @@ pub(super) fn host(host: &Host, said: &Value) {
         ("joined", time(Some(host.joined))),
         ("seen", time(host.seen)),
         ("agent", or_dash(observed.version.clone())),
-        ("addresses", or_dash(observed.addresses.join(", "))),
+        ("addresses", addresses(&observed)),
         ("processors", format!("{} of {}", observed.processors, or_dash(observed.processor.clone()))),
         (
             "memory",

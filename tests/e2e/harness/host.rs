@@ -58,6 +58,10 @@ impl<'a> Host<'a> {
         self
     }
 
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The pool's folder.
     pub(crate) fn pool(&self) -> &Path {
         &self.pool

@@ -3,12 +3,13 @@
 use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use guest::{Layout, Linux, Serial};
+use link::{Link, Side};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -110,6 +111,42 @@ impl<'a> VmHost<'a> {
     pub(crate) fn start(&self) {
         self.start_vmd();
         self.start_agent();
+    }
+
+    /// A host that nobody can dial: it has a namespace to itself, where it listens to itself alone.
+    pub(crate) fn joining_hidden(
+        harness: &'a Harness,
+        name: &str,
+        linux: Option<&Linux>,
+        coordinator: &str,
+    ) -> Self {
+        let text = format!("[coordinator]\naddress = \"{coordinator}\"\nreachable = false\n");
+        let made = Self::of_fleet(harness, name, linux, &text);
+        made.host.set_address((Ipv4Addr::LOCALHOST, 7440).into());
+        made
+    }
+
+    /// A host with an address of its own on a link.
+    pub(crate) fn joining_at(
+        harness: &'a Harness,
+        name: &str,
+        linux: Option<&Linux>,
+        coordinator: &str,
+        address: SocketAddr,
+    ) -> Self {
+        let made = Self::joining(harness, name, linux, coordinator);
+        made.host.set_address(address);
+        made
+    }
+
+    /// Starts vmd, and the agent at one end of a link.
+    pub(crate) fn start_at(&self, link: &Link, side: Side) {
+        self.start_vmd();
+        let mut command = self.host.command();
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = link.exec(side, command).unwrap();
+        let process = Process::watch(self.host.name(), child, &self.harness.log);
+        *self.agent.borrow_mut() = Some(self.host.ready(process));
     }
 
     pub(crate) fn start_agent(&self) {

@@ -11,7 +11,7 @@ use volume::{
     ByteLen, ByteRange, ChunkId, ChunkIndex, EXTENT, ExtentIndex, Generation, KeyId, Sequence, SessionId,
 };
 use wire::{
-    Ack, ChannelHello, ChannelKind, Control, Direction, Durable, Fail, FailCode, Grant, Held, Known,
+    Ack, Call, ChannelHello, ChannelKind, Control, Direction, Durable, Fail, FailCode, Grant, Held, Known,
     LaneClass, LaneHello, Leaves, Migrate, Mode, Need, NeedReason, Offer, Open, PageQuery, PageSums,
     RangeKind, RangeMark, Run, Seal, Sealed, Tag, VolumeFormat,
 };
@@ -74,6 +74,7 @@ fn frame(tag: Tag, declared: u64) -> Control {
             class: LaneClass::Data,
         }),
         Tag::Migrate => Control::Migrate(Migrate { migration: SessionId([1; 16]) }),
+        Tag::Call => Control::Call(Call { migration: SessionId([1; 16]) }),
         Tag::Message => Control::Message(vec![1]),
         Tag::ChannelHello => Control::ChannelHello(ChannelHello {
             migration: SessionId([1; 16]),
@@ -184,7 +185,8 @@ Pong         turn     turn      turn      turn    turn
 LaneHello    turn     turn      turn      turn    turn
 Migrate      turn     turn      turn      turn    turn
 Message      turn     turn      turn      turn    turn
-ChannelHello turn     turn      turn      turn    turn"
+ChannelHello turn     turn      turn      turn    turn
+Call         turn     turn      turn      turn    turn"
     );
 }
 
@@ -259,7 +261,8 @@ Pong         turn      turn     turn     turn    turn
 LaneHello    turn      turn     turn     turn    turn
 Migrate      turn      turn     turn     turn    turn
 Message      turn      turn     turn     turn    turn
-ChannelHello turn      turn     turn     turn    turn"
+ChannelHello turn      turn     turn     turn    turn
+Call         turn      turn     turn     turn    turn"
     );
 }
 

@@ -13,8 +13,11 @@
 //!   bytes of channels, not of messages.
 //! - **Endings**: a direction of a channel is finished, or broken off. When the control stream ends or nothing was heard
 //!   for the chosen time, the tunnel ends with all channels; everybody is told the same reason.
+//! - **Who dials**: mostly the source, which opens the channels. A source that cannot dial its destination is dialled by it
+//!   ([`call_source`]); all else stays as it is.
 //! - **What it does not do**: it opens nothing again, and knows nothing of what the channels carry.
 
+mod call;
 mod channel;
 mod control;
 mod core;
@@ -31,6 +34,8 @@ use volume::{Generation, SessionId};
 use wire::control::MAX_MESSAGE;
 use wire::{ChannelHello, Control, FailCode, Migrate};
 
+pub use self::call::call_source;
+pub(crate) use self::call::{Called, called};
 pub use self::channel::{Channel, ChannelReader, ChannelWriter};
 pub(crate) use self::core::{ChannelCore, Slot};
 pub(crate) use self::hello::REFUSED;
@@ -335,10 +340,38 @@ impl ChannelTunnel {
         self.core.ending.wait().await.error
     }
 
+    /// What sees its end without being a handle.
+    #[must_use]
+    pub fn watcher(&self) -> Watcher {
+        Watcher(self.core.clone())
+    }
+
     /// Waits until the tunnel is over and everything that worked for it has ended.
     pub async fn ended(&self) {
         self.core.ending.wait().await;
         self.core.workers.wait().await;
+    }
+}
+
+/// Sees a tunnel's end, and may end it. No handle: it keeps the tunnel from nothing.
+#[derive(Clone)]
+pub struct Watcher(Arc<ChannelCore>);
+
+impl Watcher {
+    /// As [`ChannelTunnel::close`].
+    pub fn close(&self, code: CloseCode, reason: &str) {
+        self.0.close(Closing::here(code, reason));
+    }
+
+    /// As [`ChannelTunnel::closed`].
+    pub async fn closed(&self) -> TunnelError {
+        self.0.ending.wait().await.error
+    }
+}
+
+impl fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Watcher(of {:?})", self.0)
     }
 }
 

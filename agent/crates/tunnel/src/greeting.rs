@@ -47,6 +47,16 @@ impl Link {
         }
     }
 
+    /// The peer's first frame, however long it takes. QUIC tells when the peer is dead.
+    pub(crate) async fn answer(&mut self) -> Result<Control, TunnelError> {
+        let Self::Quic(link) = self else {
+            return Err(TunnelError::config("an answer is waited for over QUIC only"));
+        };
+        let header = frames::header(&mut link.receive, None, FIRST_FRAME).await?;
+        let header = header.ok_or_else(|| TunnelError::new(TunnelErrorKind::Lost, "the peer hung up"))?;
+        frames::control(&mut link.receive, header, FIRST_FRAME).await
+    }
+
     async fn frame(&mut self) -> Result<Control, TunnelError> {
         match self {
             Self::Quic(link) => frame(&mut link.receive).await,
@@ -101,7 +111,7 @@ pub(crate) async fn first_frame(link: &mut Link) -> Result<Control, TunnelError>
     loop {
         let frame = link.frame().await?;
         match frame.tag() {
-            Tag::Open | Tag::LaneHello | Tag::Migrate | Tag::ChannelHello => return Ok(frame),
+            Tag::Open | Tag::LaneHello | Tag::Migrate | Tag::ChannelHello | Tag::Call => return Ok(frame),
             // Over TCP a dialler keeps the connection alive while it makes up its mind; our caller's deadline counts.
             Tag::Ping => {}
             other => return Err(TunnelError::unexpected_frame(other)),

@@ -45,7 +45,9 @@ mod translate;
 mod tunnel;
 mod verify;
 
-pub use channels::{Channel, ChannelReader, ChannelTunnel, ChannelWriter, dial_channels};
+pub use channels::{
+    Channel, ChannelReader, ChannelTunnel, ChannelWriter, Watcher, call_source, dial_channels,
+};
 pub use connection_id::{CONNECTION_ID_LEN, WORKER_BYTE};
 pub use credentials::Credentials;
 pub use dial::dial;

@@ -141,6 +141,12 @@ pub(crate) fn open_channels(connection: &quinn::Connection, windows: Windows) {
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(CHANNEL_STREAMS));
 }
 
+/// Opens the windows of a connection that a destination dialled, on which we open the channels and the peer none.
+pub(crate) fn open_call(connection: &quinn::Connection, windows: Windows) {
+    connection.set_send_window(windows.send);
+    connection.set_receive_window(window(windows.receive.max(CHANNEL_WINDOW)));
+}
+
 pub(crate) fn endpoint(
     profile: Profile,
     worker: u8,

@@ -358,6 +358,14 @@ pub struct Migrate {
     pub migration: SessionId,
 }
 
+/// First frame of the dialler when a VM is to move to it: for destinations that their sources cannot dial. The accepting
+/// side answers with [`Migrate`] when it takes the connection, and opens the channels.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Call {
+    /// As the coordinator chose it.
+    pub migration: SessionId,
+}
+
 /// What a channel of a migration carries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum ChannelKind {
@@ -406,6 +414,7 @@ pub enum Control {
     /// At most [`MAX_MESSAGE`] bytes with a version and a meaning of their own.
     Message(Vec<u8>),
     ChannelHello(ChannelHello),
+    Call(Call),
 }
 
 #[cfg(test)]

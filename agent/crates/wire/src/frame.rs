@@ -74,6 +74,8 @@ tags! {
     Message = 21,
     /// Dialler, first on every channel of a migration: which one it is.
     ChannelHello = 22,
+    /// Dialler: the destination of a migration waits for the other side to begin it with [`Tag::Migrate`].
+    Call = 23,
 }
 
 impl Tag {

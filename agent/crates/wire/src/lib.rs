@@ -16,9 +16,9 @@ pub mod frame;
 pub mod prelude;
 
 pub use control::{
-    Ack, ChannelHello, ChannelKind, Control, Direction, Durable, Fail, FailCode, Grant, HashKeyBytes, Held,
-    Known, LaneClass, LaneHello, Leaves, Migrate, Mode, Need, NeedReason, Offer, Open, PageQuery, PageSums,
-    RangeKind, RangeMark, Run, Seal, Sealed, VolumeFormat,
+    Ack, Call, ChannelHello, ChannelKind, Control, Direction, Durable, Fail, FailCode, Grant, HashKeyBytes,
+    Held, Known, LaneClass, LaneHello, Leaves, Migrate, Mode, Need, NeedReason, Offer, Open, PageQuery,
+    PageSums, RangeKind, RangeMark, Run, Seal, Sealed, VolumeFormat,
 };
 pub use error::DecodeError;
 pub use extent::{ChunkEntry, Encoding, ExtentHead};

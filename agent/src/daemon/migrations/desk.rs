@@ -10,7 +10,7 @@ use engine::migrate::status::{Command, Live, Status};
 use engine::receipt::ReceiptSigner;
 use hypervisor::inventory::{Access, Inventory, Places, Sizes, State, Vm};
 use tokio::sync::{mpsc, oneshot, watch};
-use tunnel::Incoming;
+use tunnel::{ChannelTunnel, Credentials, Incoming};
 use volume::SessionId;
 use wire::FailCode;
 
@@ -91,6 +91,17 @@ impl Desk {
             // Whoever is dropped is refused.
             Err(error) => tracing::debug!(%error, "a migration came while the daemon stops"),
         }
+    }
+
+    /// Whom this host is shown as now; none behind which nobody works.
+    pub(crate) fn credentials(&self) -> Option<Credentials> {
+        Some(self.shows.as_ref()?.borrow().credentials.clone())
+    }
+
+    /// Hands a connection over that this host opened to the source of a migration.
+    pub(crate) async fn called(&self, migration: SessionId, tunnel: ChannelTunnel) {
+        // Fails when the daemon stops: the tunnel is dropped then.
+        drop(self.errands.send(Errand::Called(migration, Box::new(tunnel))).await);
     }
 
     async fn ask<T>(&self, errand: impl FnOnce(oneshot::Sender<T>) -> Errand) -> Result<T, String> {
@@ -232,12 +243,18 @@ impl Desk {
     }
 
     /// Says where the destination of a migration that runs is reached from now on, and how fast it may go. Addresses are
-    /// `novaferry://HOST:PORT`, the best first; with none, they stay.
+    /// `novaferry://HOST:PORT`, the best first, and `called` when it dials this host; with none, they stay.
     ///
     /// # Errors
     /// When an address is none, or the migration is over.
-    pub async fn steer(&self, migration: SessionId, to: &[String], limit: Option<u64>) -> Result<(), String> {
-        let to = job::ways(to)?;
+    pub async fn steer(
+        &self,
+        migration: SessionId,
+        to: &[String],
+        called: bool,
+        limit: Option<u64>,
+    ) -> Result<(), String> {
+        let to = job::ways(to, called)?;
         if to.is_empty() {
             return Ok(());
         }

@@ -43,10 +43,13 @@ pub(super) fn of_request(migration: SessionId, asked: &Migrate, vm: &Vm) -> Resu
             "VM {name} is off: there is no cut-over to wait for; leave it out, or begin later"
         ));
     }
-    let to: HostAddress =
-        asked.to.parse().map_err(|error: crate::address::AddressError| error.to_string())?;
-    let alternates = ways(&asked.alternates)?;
-    let mut dial = DialOptions::new(to.host.clone(), to.port);
+    let mut all = vec![asked.to.clone()];
+    all.extend(asked.alternates.iter().cloned());
+    if asked.called && asked.to.is_empty() {
+        all.clear();
+    }
+    let to = ways(&all, asked.called)?;
+    let mut dial = anywhere();
     if let Some(peer) = &asked.peer {
         dial.expect_peer = Some(peer.parse().map_err(|error: tunnel::InvalidPeerName| error.to_string())?);
     }
@@ -63,8 +66,8 @@ pub(super) fn of_request(migration: SessionId, asked: &Migrate, vm: &Vm) -> Resu
     dial.limit = asked.limit;
     let role = Role::Source {
         state: SourceState::Preparing,
-        address: to.authority(),
-        alternates: alternates.iter().map(ToString::to_string).collect(),
+        address: to.first().map(ToString::to_string).unwrap_or_default(),
+        alternates: to.iter().skip(1).map(ToString::to_string).collect(),
         qmp: text("the QMP socket", &qmp)?,
         folder: vm.folder.as_deref().map(|folder| text("the folder", folder)).transpose()?,
         process: vm.process.map(|process| (process.pid, process.start_time)),
@@ -80,18 +83,23 @@ pub(super) fn of_request(migration: SessionId, asked: &Migrate, vm: &Vm) -> Resu
         process: vm.process,
         folder: vm.folder.clone(),
         dial,
-        alternates,
+        to,
         options: options(asked)?,
         traceparent: asked.traceparent.clone(),
     };
     Ok((job, record))
 }
 
-/// Addresses of a destination: `novaferry://HOST:PORT`.
+/// Each way has its own address.
+fn anywhere() -> DialOptions {
+    DialOptions::new(String::new(), 0)
+}
+
+/// Addresses of a destination: `novaferry://HOST:PORT`. `called`: it dials this host if none of them answers.
 ///
 /// # Errors
 /// For people: which is none.
-pub(crate) fn ways(addresses: &[String]) -> Result<Vec<Way>, String> {
+pub(crate) fn ways(addresses: &[String], called: bool) -> Result<Vec<Way>, String> {
     if addresses.len() > MAX_WAYS {
         return Err(format!(
             "{} addresses of one destination are too many; name {MAX_WAYS} at most",
@@ -99,12 +107,21 @@ pub(crate) fn ways(addresses: &[String]) -> Result<Vec<Way>, String> {
         ));
     }
     let parsed = addresses.iter().map(|one| one.parse::<HostAddress>().map(way));
-    parsed.collect::<Result<_, _>>().map_err(|error| error.to_string())
+    let called = called.then_some(Ok(Way::Called));
+    parsed.chain(called).collect::<Result<_, _>>().map_err(|error| error.to_string())
 }
 
 fn way(address: HostAddress) -> Way {
     let HostAddress { host, port } = address;
-    Way { host, port }
+    Way::At { host, port }
+}
+
+/// A way as [`Way`] prints it.
+fn recorded(text: &str) -> Result<Way, String> {
+    match Way::named(text) {
+        Some(way) => Ok(way),
+        None => HostAddress::from_authority(text).map(way).map_err(|error| error.to_string()),
+    }
 }
 
 fn text(what: &str, path: &Path) -> Result<String, String> {
@@ -175,8 +192,7 @@ pub(super) fn of_record(migration: SessionId, record: &Record) -> Result<Job, St
     let Role::Source { address, alternates, qmp, folder, process, .. } = &record.role else {
         return Err("it is a destination's".to_owned());
     };
-    let to = HostAddress::from_authority(address).map_err(|error| error.to_string())?;
-    let mut dial = DialOptions::new(to.host, to.port);
+    let mut dial = anywhere();
     if !record.peer.is_empty() {
         let peer: PeerName =
             record.peer.parse().map_err(|error: tunnel::InvalidPeerName| error.to_string())?;
@@ -190,10 +206,7 @@ pub(super) fn of_record(migration: SessionId, record: &Record) -> Result<Job, St
         process: process.map(|(pid, start_time)| Process { pid, start_time }),
         folder: folder.as_ref().map(PathBuf::from),
         dial,
-        alternates: alternates
-            .iter()
-            .map(|one| HostAddress::from_authority(one).map(way).map_err(|error| error.to_string()))
-            .collect::<Result<_, _>>()?,
+        to: [address].into_iter().chain(alternates).map(|one| recorded(one)).collect::<Result<_, _>>()?,
         options: Options { mode: record.mode, cutover: record.cutover, ..options(&safe)? },
         traceparent: None,
     })

@@ -220,11 +220,18 @@ fn what_is_asked_is_checked() {
     let to = "novaferry://[::1]:99";
     let good = Migrate { peer: Some("host-b".to_owned()), ..Migrate::new("web", to) };
     let (made, record) = job::of_request(migration, &good, &vm).unwrap();
-    assert_eq!((made.dial.host.as_str(), made.dial.port), ("::1", 99));
+    let at = Way::At { host: "::1".to_owned(), port: 99 };
+    assert_eq!(made.to, std::slice::from_ref(&at));
     assert_eq!(made.options.slots, 65_536);
     // What is written down is enough to find the destination again, and nothing is given up unasked.
     let again = job::of_record(migration, &record).unwrap();
-    assert_eq!((again.dial.host.as_str(), again.dial.port, again.options.hold), ("::1", 99, true));
+    assert_eq!((again.to, again.options.hold), (vec![at.clone()], true));
+    // A destination that dials needs no address, and is remembered as one.
+    for (to, ways) in [("", vec![Way::Called]), (to, vec![at, Way::Called])] {
+        let asked = Migrate { called: true, to: to.to_owned(), ..good.clone() };
+        let (made, record) = job::of_request(migration, &asked, &vm).unwrap();
+        assert_eq!((&made.to, &job::of_record(migration, &record).unwrap().to), (&ways, &ways));
+    }
     let bad = |change: fn(&mut Migrate), expected: &str| {
         let mut asked = good.clone();
         change(&mut asked);

@@ -50,6 +50,8 @@ pub struct Observed {
     pub expects: bool,
     /// Its agent keeps disks in step until a cut-over may be; an older one does not.
     pub waits: bool,
+    /// Its agent dials where it cannot be dialled; an older one does not.
+    pub calls: bool,
     /// Where disks can be put.
     pub pools: Vec<Pool>,
     /// Its virtual machines.

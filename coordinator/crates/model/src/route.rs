@@ -31,22 +31,28 @@ pub fn marked(address: &str) -> (Option<&str>, &str) {
     }
 }
 
+/// One way from a host to another.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Route {
+    /// The link, when there is one for it.
+    pub link: Option<Name>,
+    /// `HOST:PORT` of the host that is dialled.
+    pub address: String,
+    /// The destination dials the source: it has no address there itself.
+    pub called: bool,
+}
+
 /// The ways to a host, the fastest first: see [`routes_by`].
 #[must_use]
-pub fn routes(
-    source: &Host,
-    destination: &Host,
-    links: &[Standing],
-    now: Timestamp,
-) -> Vec<(Option<Name>, String)> {
+pub fn routes(source: &Host, destination: &Host, links: &[Standing], now: Timestamp) -> Vec<Route> {
     routes_by(source, destination, links, Order::Fastest, now)
 }
 
-/// The ways to a host, best first: the link and the address (`HOST:PORT`) on it.
+/// The ways to a host, best first.
 ///
 /// A link counts when it joins both hosts' sites, something comes through, it may be used now, and the destination has an
-/// address on its network. Addresses that are marked with no network come last, without a link, unless a link is declared
-/// for them: then it decides whether they are used.
+/// address on its network; or else the source, where the destination dials it. Addresses that are marked with no network
+/// come last, without a link, unless a link is declared for them: then it decides whether they are used.
 #[must_use]
 pub fn routes_by(
     source: &Host,
@@ -54,30 +60,56 @@ pub fn routes_by(
     links: &[Standing],
     order: Order,
     now: Timestamp,
-) -> Vec<(Option<Name>, String)> {
-    let addresses =
-        || destination.observed.iter().flat_map(|observed| &observed.addresses).map(|a| marked(a));
+) -> Vec<Route> {
     let joins = |standing: &&Standing| standing.link.joins(&source.site, &destination.site);
     let mut usable: Vec<_> = links.iter().filter(joins).filter(|standing| standing.is_usable(now)).collect();
     usable.sort_by_cached_key(|standing| rank(standing, order));
     let mut routes = Vec::new();
     for Standing { link, .. } in usable {
         let network = link.network.as_ref().map(Name::as_str);
-        let on_it = addresses().filter(|(marked, _)| *marked == network);
-        routes.extend(on_it.map(|(_, address)| (Some(link.name.clone()), address.to_owned())));
+        routes.extend(on_network(source, destination, network, Some(&link.name)));
     }
     if !links.iter().filter(joins).any(|standing| standing.link.network.is_none()) {
-        let unmarked = addresses().filter(|(marked, _)| marked.is_none());
-        routes.extend(unmarked.map(|(_, address)| (None, address.to_owned())));
+        routes.extend(on_network(source, destination, None, None));
     }
     routes
+}
+
+/// The ways on one network: who can be dialled there is dialled.
+fn on_network(source: &Host, destination: &Host, network: Option<&str>, link: Option<&Name>) -> Vec<Route> {
+    let route =
+        |called| move |address: &str| Route { link: link.cloned(), address: address.to_owned(), called };
+    let direct: Vec<_> = addresses_on(destination, network).map(route(false)).collect();
+    if !direct.is_empty() || !can_call(source, destination) {
+        return direct;
+    }
+    addresses_on(source, network).map(route(true)).collect()
+}
+
+fn addresses_on<'a>(host: &'a Host, network: Option<&'a str>) -> impl Iterator<Item = &'a str> {
+    let addresses = host.observed.iter().flat_map(|observed| &observed.addresses).map(|a| marked(a));
+    addresses.filter(move |(marked, _)| *marked == network).map(|(_, address)| address)
+}
+
+/// Both agents know how a destination dials its source.
+fn can_call(source: &Host, destination: &Host) -> bool {
+    [source, destination]
+        .into_iter()
+        .all(|host| host.observed.as_ref().is_some_and(|observed| observed.calls))
+}
+
+/// Whether either of two hosts has an address at which the other may reach it, at whatever time.
+#[must_use]
+pub fn is_reached(source: &Host, destination: &Host) -> bool {
+    let has = |host: &Host| host.observed.as_ref().is_some_and(|observed| !observed.addresses.is_empty());
+    has(destination) || (has(source) && can_call(source, destination))
 }
 
 /// What one migration may use.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Share {
     /// Its ways, best first.
-    pub routes: Vec<(Option<Name>, String)>,
+    pub routes: Vec<Route>,
     /// Bytes a second, when its link has a cap.
     pub limit: Option<u64>,
 }
@@ -85,23 +117,23 @@ pub struct Share {
 /// Divides links among migrations: those that come first choose first. A link with as many as it may have is left out for
 /// those after them, and a cap is shared in equal parts by those that use the link first of all.
 #[must_use]
-pub fn shares(ways: Vec<Vec<(Option<Name>, String)>>, links: &[Standing]) -> Vec<Share> {
+pub fn shares(ways: Vec<Vec<Route>>, links: &[Standing]) -> Vec<Share> {
     let mut used: BTreeMap<Name, u64> = BTreeMap::new();
     let find = |name: &Name| links.iter().map(|standing| &standing.link).find(|link| link.name == *name);
     let mut shares = Vec::with_capacity(ways.len());
     for mut routes in ways {
-        routes.retain(|(name, _)| {
-            let link = name.as_ref().and_then(&find);
+        routes.retain(|Route { link, .. }| {
+            let link = link.as_ref().and_then(&find);
             let most = link.and_then(|link| link.most_migrations.map(|most| (&link.name, u64::from(most))));
             most.is_none_or(|(name, most)| used.get(name).copied().unwrap_or(0) < most)
         });
-        if let Some((Some(name), _)) = routes.first() {
+        if let Some(Route { link: Some(name), .. }) = routes.first() {
             *used.entry(name.clone()).or_default() += 1;
         }
         shares.push(Share { routes, limit: None });
     }
     for share in &mut shares {
-        let Some((Some(name), _)) = share.routes.first() else { continue };
+        let Some(Route { link: Some(name), .. }) = share.routes.first() else { continue };
         let cap = find(name).and_then(|link| link.cap);
         let users = used.get(name).copied().unwrap_or(1).max(1);
         share.limit = cap.map(|cap| (cap / users).max(1));
@@ -149,8 +181,8 @@ mod tests {
         Standing { link, state: State::Up, since: None, measured: None }
     }
 
-    fn names(routes: &[(Option<Name>, String)]) -> Vec<(&str, &str)> {
-        routes.iter().map(|(link, to)| (link.as_ref().map_or("-", Name::as_str), to.as_str())).collect()
+    fn names(routes: &[Route]) -> Vec<(&str, &str)> {
+        routes.iter().map(|one| (one.link.as_ref().map_or("-", Name::as_str), one.address.as_str())).collect()
     }
 
     const NOW: Timestamp = Timestamp::UNIX_EPOCH;
@@ -175,7 +207,7 @@ mod tests {
         // The link that is declared for them decides.
         let mut open = link("open", ["berlin", "paris"], None);
         assert_eq!(
-            routes(&a, &b, &[mpls.clone(), open.clone()], NOW)[1].0.as_ref().unwrap().as_str(),
+            routes(&a, &b, &[mpls.clone(), open.clone()], NOW)[1].link.as_ref().unwrap().as_str(),
             "open"
         );
         open.state = State::Down;
@@ -183,11 +215,42 @@ mod tests {
     }
 
     #[test]
+    fn who_has_no_address_dials_who_has_one() {
+        let calling = |site: &str, addresses: &[&str]| {
+            let mut host = host(site, addresses);
+            host.observed.as_mut().unwrap().calls = true;
+            host
+        };
+        let (open, hidden) = (calling("berlin", &["a:1", "mpls=10.0.0.1:1"]), calling("paris", &[]));
+        let way = |from: &Host, to: &Host, links: &[Standing]| {
+            let routes = routes(from, to, links, NOW);
+            routes.into_iter().map(|one| (one.link.is_some(), one.address, one.called)).collect::<Vec<_>>()
+        };
+        assert_eq!(way(&hidden, &open, &[]), [(false, "a:1".to_owned(), false)]);
+        assert_eq!(way(&open, &hidden, &[]), [(false, "a:1".to_owned(), true)]);
+        let mpls = link("mpls", ["paris", "berlin"], Some("mpls"));
+        let both = [(true, "10.0.0.1:1".to_owned(), true), (false, "a:1".to_owned(), true)];
+        assert_eq!(way(&open, &hidden, std::slice::from_ref(&mpls)), both);
+        // On that network it can be dialled.
+        let half = calling("paris", &["mpls=10.0.0.2:1"]);
+        let mixed = [(true, "10.0.0.2:1".to_owned(), false), (false, "a:1".to_owned(), true)];
+        assert_eq!(way(&open, &half, &[mpls]), mixed);
+        assert!(is_reached(&open, &hidden) && is_reached(&hidden, &open) && !is_reached(&hidden, &hidden));
+        // An older agent does not know how.
+        let old = host("paris", &[]);
+        assert!(way(&open, &old, &[]).is_empty() && !is_reached(&open, &old));
+    }
+
+    #[test]
     fn caps_are_shared_and_full_links_are_left_to_those_before() {
         let mut capped = link("capped", ["s", "s"], Some("n"));
         (capped.link.cap, capped.link.most_migrations) = (Some(1000), Some(3));
         let links = [capped, link("other", ["s", "s"], None)];
-        let way = |name: &str| (Some(name.parse().unwrap()), format!("{name}:1"));
+        let way = |name: &str| Route {
+            link: Some(name.parse().unwrap()),
+            address: format!("{name}:1"),
+            called: false,
+        };
         let both = || vec![way("capped"), way("other")];
         let only = || vec![way("capped")];
         let shared =
@@ -213,7 +276,7 @@ mod tests {
         links[3].state = State::Down;
         let by = |links: &[Standing], order| {
             let routes = routes_by(&a, &b, links, order, NOW);
-            routes.into_iter().map(|(_, to)| to).collect::<Vec<_>>()
+            routes.into_iter().map(|one| one.address).collect::<Vec<_>>()
         };
         assert_eq!(by(&links, Order::Fastest), ["b:2", "b:1", "b:3"]);
         assert_eq!(by(&links, Order::Cheapest), ["b:3", "b:1", "b:2"]);

@@ -3,7 +3,7 @@
 
 use model::host::{Host, Needs, Vm};
 use model::link::{Price, Standing};
-use model::route::Order;
+use model::route::{Order, Route};
 use model::{Name, Timestamp};
 
 /// A host.
@@ -66,7 +66,7 @@ impl Fleet {
     pub fn ways(&self, source: &Host, destination: &Host, order: Order) -> Vec<Way> {
         let routes = model::route::routes_by(source, destination, &self.links, order, self.now);
         let mut ways: Vec<Way> = Vec::new();
-        for (link, _address) in routes {
+        for Route { link, .. } in routes {
             // Several addresses on one link are one way.
             if ways.iter().any(|way| way.link == link) {
                 continue;

@@ -28,6 +28,7 @@ fn host(host: &str, site: &str) -> Place {
         kvm: true,
         expects: true,
         waits: true,
+        calls: true,
         qemu: "10.0.2".to_owned(),
         pools: vec![Pool { name: "fast".to_owned(), free_bytes: 100 * GIB }],
         vms: Vec::new(),

@@ -233,6 +233,7 @@ impl Lines {
             addresses: hello.addresses.iter().take(words::MOST_ADDRESSES).map(|a| words::short(a)).collect(),
             expects: hello.expects,
             waits: hello.waits,
+            calls: hello.calls,
             ..Observed::default()
         };
         let mut intents = Intents::default();

@@ -226,7 +226,7 @@ pub(crate) async fn given(fleet: &Fleet, open: &[Migration]) -> Result<BTreeMap<
         .map(|&migration| {
             let mut ways = both(migration).map_or_else(Vec::new, |(from, to)| routes(from, to, &links, at));
             // What its plan chose comes first; the others are there for when it fails.
-            ways.sort_by_key(|(link, _)| migration.link.is_some() && *link != migration.link);
+            ways.sort_by_key(|route| migration.link.is_some() && route.link != migration.link);
             ways
         })
         .collect();
@@ -234,7 +234,8 @@ pub(crate) async fn given(fleet: &Fleet, open: &[Migration]) -> Result<BTreeMap<
         .iter()
         .map(|&migration| {
             let to = hosts.get(&migration.destination);
-            (to.is_some_and(|to| has_address(to)), to.is_some_and(|to| expects(to)))
+            let reached = both(migration).is_some_and(|(from, to)| route::is_reached(from, to));
+            (reached, to.is_some_and(|to| expects(to)))
         })
         .collect();
     let mut shared = route::shares(ways[..real].to_vec(), &links);
@@ -250,10 +251,6 @@ fn expects(host: &Host) -> bool {
     host.observed.as_ref().is_some_and(|observed| observed.expects)
 }
 
-fn has_address(host: &Host) -> bool {
-    host.observed.as_ref().is_some_and(|observed| !observed.addresses.is_empty())
-}
-
 /// What migrations move over each link now, bytes a second, by what their sources say.
 async fn carried(fleet: &Fleet) -> Result<BTreeMap<Name, u64>, StoreError> {
     let open = fleet.store.open_migrations().await?;
@@ -262,7 +259,7 @@ async fn carried(fleet: &Fleet) -> Result<BTreeMap<Name, u64>, StoreError> {
     for migration in open {
         let moving = migration.state == State::Moving && !migration.options.dry_run;
         let rate = migration.at_source.as_ref().filter(|_| moving).map_or(0, |progress| progress.rate);
-        let link = given.get(&migration.id).and_then(|given| given.share.routes.first()?.0.clone());
+        let link = given.get(&migration.id).and_then(|given| given.share.routes.first()?.link.clone());
         if let Some(link) = link.filter(|_| rate > 0) {
             *carried.entry(link).or_default() += rate;
         }

@@ -6,6 +6,7 @@ use model::host::Host;
 use model::link::Price;
 use model::migration::{Migration, Mode, Options, State as Stands, Wish};
 use model::plan::{Plan, State};
+use model::route;
 
 use crate::api::caller::Caller;
 use crate::api::problem::Problem;
@@ -49,9 +50,13 @@ pub(crate) async fn begin<T: Send>(
         return Err(Problem::conflict(format!("VM {vm} is on {source} already")));
     }
     may_wait(&wanted.options, hosts.iter().map(AsRef::as_ref), source)?;
-    if destination.observed.as_ref().is_none_or(|observed| observed.addresses.is_empty()) {
-        let why = format!("host {} has not said where it is reached; check that its agent runs", wanted.to);
-        return Err(Problem::conflict(why));
+    let from = hosts.iter().find(|host| host.name == *source);
+    if !from.is_some_and(|from| route::is_reached(from, destination)) {
+        return Err(Problem::conflict(format!(
+            "neither {source} nor {to} has said where it is reached; check that the agent of {to} runs, and that one of \
+             the two can be dialled (`reachable` and `advertise` of [coordinator] in agent.toml)",
+            to = wanted.to
+        )));
     }
     let created = now();
     let migration = Migration {

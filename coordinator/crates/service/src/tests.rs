@@ -159,7 +159,7 @@ impl World {
         let reply = client.join(request).await?.into_inner();
         assert_eq!((reply.host.as_str(), reply.site.as_str()), (name, "berlin"));
         let certificate = reply.certificate.unwrap();
-        Ok(Host { name: name.to_owned(), expects: false, waits: true, key, certificate })
+        Ok(Host { name: name.to_owned(), expects: false, waits: true, hidden: false, key, certificate })
     }
 
     async fn host(&self, name: &str) -> Host {
@@ -199,6 +199,10 @@ impl Answer {
     }
 }
 
+fn addresses(name: &str) -> Vec<String> {
+    vec![format!("{name}:7440"), format!("mpls={name}.mpls:7440")]
+}
+
 /// A host that has joined.
 struct Host {
     name: String,
@@ -206,6 +210,8 @@ struct Host {
     expects: bool,
     /// Its agent waits for cut-overs.
     waits: bool,
+    /// Nobody can dial it.
+    hidden: bool,
     key: NewKey,
     certificate: v1::Certificate,
 }
@@ -242,11 +248,12 @@ impl Host {
             protocol_least: PROTOCOL_LEAST,
             version: "0.1.0".to_owned(),
             intent_generation: seen,
-            addresses: vec![format!("{}:7440", self.name), format!("mpls={}.mpls:7440", self.name)],
+            addresses: if self.hidden { Vec::new() } else { addresses(&self.name) },
             now_ms: fleet::now().as_millisecond() + ahead_ms,
             probes: true,
             expects: self.expects,
             waits: self.waits,
+            calls: true,
         };
         line.say(Said::Hello(hello)).await;
         match line.next().await? {

@@ -178,7 +178,7 @@ impl World {
         let (peer, vm) = (wanted.peer.as_str(), wanted.vm.as_str());
         let index = *self.by_name.get(peer).ok_or_else(|| format!("no host {peer} answers"))?;
         let from = self.name(source).to_owned();
-        let comes = v1::Expected { migration: wanted.id.clone(), vm: vm.to_owned(), from };
+        let comes = v1::Expected { migration: wanted.id.clone(), vm: vm.to_owned(), from, dial: Vec::new() };
         if !self.hosts[index].expected.contains(&comes) {
             self.violations.push(format!("{} may begin and is not expected at {peer}", wanted.id));
             return Err(format!("{peer} does not expect it"));

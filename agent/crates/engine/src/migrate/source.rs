@@ -7,6 +7,7 @@
 //! machine (session::cutover) ─► record, durable where the state says so ─► actions: prepare, mirror, memory, undo
 //! ```
 
+mod calls;
 mod cold;
 mod connection;
 mod content;
@@ -58,6 +59,7 @@ use super::status::{Command, Live, Status};
 use crate::cpu::Cpu;
 use crate::error::EngineError;
 
+pub use calls::Calls;
 pub(super) use memory::capabilities;
 pub use ways::{Way, Ways};
 
@@ -78,8 +80,17 @@ pub struct Context {
     pub runtime: PathBuf,
     /// `novaferry-vmd`'s socket: it keeps the fences.
     pub vmd: PathBuf,
+    /// Connections that the destination opens.
+    pub calls: Calls,
     /// The process is to end: what is undecided is left to the next start.
     pub stop: CancellationToken,
+}
+
+impl Context {
+    /// How a destination is dialled, or dials.
+    fn dial<'a>(&'a self, options: &'a DialOptions) -> ways::Dial<'a> {
+        ways::Dial { options, credentials: &self.credentials, calls: &self.calls }
+    }
 }
 
 /// What to do when the memory is dirtied faster than it travels.
@@ -139,10 +150,10 @@ pub struct Job {
     pub process: Option<Process>,
     /// Its folder, if it has one.
     pub folder: Option<PathBuf>,
-    /// The destination: how it is dialled, at the first of its addresses.
+    /// The destination: how it is dialled, wherever that is.
     pub dial: DialOptions,
-    /// More of its addresses, the best first.
-    pub alternates: Vec<Way>,
+    /// Where it is reached, the best first; at least one.
+    pub to: Vec<Way>,
     /// How.
     pub options: Options,
     /// W3C context of the trace that this is a part of; not kept over a restart.
@@ -234,9 +245,7 @@ impl Job {
     /// Where the destination is reached, and how fast, until somebody says otherwise.
     #[must_use]
     pub fn ways(&self) -> Ways {
-        let mut to = vec![Way { host: self.dial.host.clone(), port: self.dial.port }];
-        to.extend(self.alternates.iter().cloned());
-        Ways { to, limit: self.dial.limit, cutover: self.options.cutover }
+        Ways { to: self.to.clone(), limit: self.dial.limit, cutover: self.options.cutover }
     }
 }
 

@@ -31,7 +31,7 @@ use crate::translate;
 /// How long a tunnel that is closed on purpose waits for the peer to have the last messages.
 const LINGER: Duration = Duration::from_secs(3);
 
-/// Who opened the connection.
+/// Who opens the channels: mostly who opened the connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Role {
     Dialler,

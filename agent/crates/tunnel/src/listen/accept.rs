@@ -213,6 +213,13 @@ impl Worker {
             Ok(Greeted { link, peer, first: Control::Migrate(migrate) }) => {
                 self.offer(remote, link, peer, Wanted::Migrate(migrate));
             }
+            Ok(Greeted { link, peer, first: Control::Call(call) }) => match link {
+                Link::Quic(_) => self.offer(remote, link, peer, Wanted::Call(call)),
+                Link::Tcp(_) => {
+                    refuse(link, FailCode::Unsupported, "a destination dials its source over QUIC only")
+                        .await;
+                }
+            },
             Ok(Greeted { link, peer, first: Control::ChannelHello(hello) }) => {
                 self.route_channel(remote, link, &peer, hello).await;
             }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio_util::task::task_tracker::TaskTrackerToken;
-use wire::{Control, FailCode, Migrate, Open};
+use wire::{Call, Control, FailCode, Migrate, Open};
 
 use super::accept::Worker;
 use crate::channels::{self, ChannelTunnel};
@@ -38,11 +38,14 @@ pub enum Request<'a> {
     Copy(&'a Open),
     /// To move a VM here: [`Incoming::accept_channels`] takes it.
     Migrate(&'a Migrate),
+    /// That a VM moves to it: [`Incoming::accept_call`] takes it.
+    Call(&'a Call),
 }
 
 pub(super) enum Wanted {
     Copy(Open),
     Migrate(Migrate),
+    Call(Call),
 }
 
 /// A session or a migration that a peer wants. Dropping it refuses it.
@@ -85,6 +88,7 @@ impl Incoming {
         match &self.wanted {
             Wanted::Copy(open) => Request::Copy(open),
             Wanted::Migrate(migrate) => Request::Migrate(migrate),
+            Wanted::Call(call) => Request::Call(call),
         }
     }
 
@@ -167,6 +171,43 @@ impl Incoming {
         })?;
         worker.tasks.spawn_on(work, &worker.runtime);
         Ok(tunnel)
+    }
+
+    /// Takes the connection that a migration's destination opened: from then on it is as if this side had dialled.
+    ///
+    /// # Errors
+    /// [`crate::TunnelErrorKind::Config`] when it is something else: the peer is refused then.
+    pub fn accept_call(mut self) -> Result<ChannelTunnel, TunnelError> {
+        let Wanted::Call(call) = &self.wanted else {
+            self.refuse(FailCode::Unsupported, "only destinations that dial are taken here");
+            return Err(TunnelError::config("the peer is no destination that dials"));
+        };
+        let migration = call.migration;
+        let Some(Waiting { link: Link::Quic(link), worker }) = self.waiting.take() else {
+            return Err(TunnelError::config("the call was refused already, or is not over QUIC"));
+        };
+        let shared = &worker.shared;
+        profile::open_call(&link.connection, shared.options.windows.share(1));
+        let _context = worker.runtime.enter();
+        let (tunnel, work) = channels::called(channels::Called {
+            link,
+            peer: self.peer.clone(),
+            remote: self.remote,
+            migration,
+            limit: shared.options.limit,
+            idle: shared.options.channel_idle,
+        });
+        worker.tasks.spawn_on(work, &worker.runtime);
+        Ok(tunnel)
+    }
+
+    /// Whether the peer has hung up meanwhile, as far as is known.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.waiting.as_ref().is_none_or(|waiting| match &waiting.link {
+            Link::Quic(link) => link.connection.close_reason().is_some(),
+            Link::Tcp(_) => false,
+        })
     }
 
     /// Refuses it; the peer is told why.

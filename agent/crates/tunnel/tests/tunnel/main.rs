@@ -1,6 +1,7 @@
 //! Tunnels over loopback, with good peers and bad ones.
 
 mod authority;
+mod calls;
 mod channel_strangers;
 mod channels;
 mod hostile;

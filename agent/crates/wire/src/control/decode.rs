@@ -3,10 +3,10 @@
 use volume::{ByteLen, ChunkIndex, ExtentIndex, Generation, KeyId, MAX_VOLUME, Sequence, SessionId};
 
 use super::{
-    Ack, ChannelHello, ChannelKind, Control, Direction, Durable, Fail, FailCode, Grant, HashKeyBytes, Held,
-    Known, LaneClass, LaneHello, Leaves, MAX_DETAIL, MAX_KNOWN, MAX_NAME, MAX_RECEIPT, MAX_RUNS, Migrate,
-    Mode, Need, NeedReason, Offer, Open, PageQuery, PageSums, RangeKind, RangeMark, Run, Seal, Sealed,
-    VolumeFormat,
+    Ack, Call, ChannelHello, ChannelKind, Control, Direction, Durable, Fail, FailCode, Grant, HashKeyBytes,
+    Held, Known, LaneClass, LaneHello, Leaves, MAX_DETAIL, MAX_KNOWN, MAX_NAME, MAX_RECEIPT, MAX_RUNS,
+    Migrate, Mode, Need, NeedReason, Offer, Open, PageQuery, PageSums, RangeKind, RangeMark, Run, Seal,
+    Sealed, VolumeFormat,
 };
 use crate::codec::Reader;
 use crate::error::DecodeError;
@@ -143,6 +143,11 @@ impl Control {
                 let migration = SessionId(r.array()?);
                 r.reserved(16)?;
                 Self::Migrate(Migrate { migration })
+            }
+            Tag::Call => {
+                let migration = SessionId(r.array()?);
+                r.reserved(16)?;
+                Self::Call(Call { migration })
             }
             // Its cap is that of every body, which was checked above.
             Tag::Message => Self::Message(r.take(r.remaining())?.to_vec()),

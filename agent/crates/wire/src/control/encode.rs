@@ -4,8 +4,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use volume::PAGES_PER_CHUNK;
 
 use super::{
-    ChannelKind, Control, Direction, FailCode, Held, LaneClass, MAX_DETAIL, MAX_KNOWN, MAX_LEAVES,
-    MAX_MESSAGE, MAX_NAME, MAX_RECEIPT, MAX_RUNS, Mode, NeedReason, RangeKind, Run, VolumeFormat,
+    Call, ChannelKind, Control, Direction, FailCode, Held, LaneClass, MAX_DETAIL, MAX_KNOWN, MAX_LEAVES,
+    MAX_MESSAGE, MAX_NAME, MAX_RECEIPT, MAX_RUNS, Migrate, Mode, NeedReason, RangeKind, Run, VolumeFormat,
 };
 use crate::frame::{FRAME_HEADER, FrameHeader, Tag};
 
@@ -50,6 +50,7 @@ impl Control {
             Self::Pong(_) => Tag::Pong,
             Self::LaneHello(_) => Tag::LaneHello,
             Self::Migrate(_) => Tag::Migrate,
+            Self::Call(_) => Tag::Call,
             Self::Message(_) => Tag::Message,
             Self::ChannelHello(_) => Tag::ChannelHello,
         }
@@ -200,8 +201,8 @@ impl Control {
                 });
                 out.put_bytes(0, 6);
             }
-            Self::Migrate(migrate) => {
-                out.put_slice(&migrate.migration.0);
+            Self::Migrate(Migrate { migration }) | Self::Call(Call { migration }) => {
+                out.put_slice(&migration.0);
                 out.put_bytes(0, 16);
             }
             Self::Message(body) => {

@@ -2,8 +2,8 @@
 
 use volume::{ByteLen, ChunkId, ChunkIndex, ExtentIndex, Generation, KeyId, Sequence, SessionId};
 use wire::{
-    Ack, ChannelHello, ChannelKind, ChunkEntry, Control, Direction, Durable, Encoding, ExtentHead, Fail,
-    FailCode, Grant, HashKeyBytes, Held, Known, LaneClass, LaneHello, Leaves, Migrate, Mode, Need,
+    Ack, Call, ChannelHello, ChannelKind, ChunkEntry, Control, Direction, Durable, Encoding, ExtentHead,
+    Fail, FailCode, Grant, HashKeyBytes, Held, Known, LaneClass, LaneHello, Leaves, Migrate, Mode, Need,
     NeedReason, Offer, Open, PageQuery, PageSums, RangeKind, RangeMark, Run, Seal, Sealed, VolumeFormat,
 };
 
@@ -273,6 +273,7 @@ fn migrations() -> Vec<Fixture> {
     };
     vec![
         control!("migrate", Control::Migrate(Migrate { migration: session() })),
+        control!("call", Control::Call(Call { migration: session() })),
         control!("message", Control::Message(counting::<12>(0x70).to_vec())),
         control!("message_empty", Control::Message(Vec::new())),
         control!("channel_hello_ram", hello(258, ChannelKind::Ram)),

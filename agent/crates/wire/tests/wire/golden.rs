@@ -46,7 +46,7 @@ fn every_file_has_its_value() {
 #[test]
 fn tag_and_failure_numbers_are_fixed() {
     let tags: Vec<u8> = Tag::ALL.iter().map(|tag| *tag as u8).collect();
-    assert_eq!(tags, (1..=22).collect::<Vec<u8>>());
+    assert_eq!(tags, (1..=23).collect::<Vec<u8>>());
     let codes: Vec<u16> = FailCode::ALL.iter().map(|code| code.number()).collect();
     assert_eq!(codes, (1..=22).collect::<Vec<u16>>());
     assert_eq!((FailCode::Protocol.number(), FailCode::Internal.number()), (1, 22));

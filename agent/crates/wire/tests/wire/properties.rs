@@ -6,7 +6,7 @@ use proptest::sample::select;
 use volume::{ByteLen, ChunkId, ChunkIndex, ExtentIndex, Generation, KeyId, MAX_VOLUME, Sequence, SessionId};
 use wire::control::{MAX_DETAIL, MAX_KNOWN, MAX_MESSAGE, MAX_NAME, MAX_RECEIPT, MAX_RUNS};
 use wire::{
-    Ack, ChannelHello, ChannelKind, ChunkEntry, Control, Direction, Durable, Encoding, ExtentHead,
+    Ack, Call, ChannelHello, ChannelKind, ChunkEntry, Control, Direction, Durable, Encoding, ExtentHead,
     FRAME_HEADER, Fail, FailCode, FrameHeader, Grant, HashKeyBytes, Held, Known, LaneClass, LaneHello,
     Leaves, MAX_EXTENT_HEAD, MAX_PAYLOAD, Migrate, Mode, Need, NeedReason, Offer, Open, PRELUDE, PageQuery,
     PageSums, Prelude, RangeKind, RangeMark, Run, Seal, Sealed, Tag, VolumeFormat, negotiate,
@@ -166,6 +166,7 @@ fn control() -> impl Strategy<Value = Control> {
         any::<u64>().prop_map(Control::Pong),
         lane_hello(),
         any::<[u8; 16]>().prop_map(|migration| Control::Migrate(Migrate { migration: SessionId(migration) })),
+        any::<[u8; 16]>().prop_map(|migration| Control::Call(Call { migration: SessionId(migration) })),
         message.prop_map(Control::Message),
         channel_hello(),
     ]

@@ -70,8 +70,9 @@ async fn work_out(fleet: &Fleet, change: u64, at: Instant) -> Result<Wanted, Sto
     let mut hosts = HashMap::<_, Vec<_>>::new();
     let mut expected = HashMap::<_, Vec<_>>::new();
     for migration in &migrations {
-        expected.entry(migration.destination.clone()).or_default().push(words::expected(migration));
         let share = shares.remove(&migration.id).unwrap_or_default();
+        let comes = words::expected(migration, &share.share);
+        expected.entry(migration.destination.clone()).or_default().push(comes);
         // Until a link opens, and the destination lets it in, the source does not hear of it; a host that says nothing of
         // itself is the source's to complain of.
         let may_begin = !share.waits && fleet.arrivals.may_begin(migration, share.expects);

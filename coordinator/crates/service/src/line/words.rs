@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use control_api::v1;
 use model::host::{Needs, Observed, Pool, Vm};
 use model::migration::{Migration, Mode, Progress, State, Wish};
-use model::route::Share;
+use model::route::{Route, Share};
 
 use crate::proof::MOST_DISKS;
 
@@ -40,7 +40,7 @@ pub(super) fn long(text: &str) -> String {
 
 /// What is wanted of a migration's source.
 pub(super) fn migration(migration: &Migration, share: &Share) -> v1::Migration {
-    let mut addresses = share.routes.iter().map(|(_, address)| format!("novaferry://{address}"));
+    let mut addresses = share.routes.iter().filter(|route| !route.called).map(address);
     let options = &migration.options;
     let mode = match options.mode {
         Mode::Live => v1::Mode::Live,
@@ -79,16 +79,22 @@ pub(super) fn migration(migration: &Migration, share: &Share) -> v1::Migration {
             .cutover_at
             .map_or(0, |at| u64::try_from(at.as_millisecond()).unwrap_or(1).max(1)),
         seed: options.seed,
+        called: share.routes.iter().any(|route| route.called),
         traceparent: traceparent.unwrap_or_default(),
     }
 }
 
+fn address(route: &Route) -> String {
+    format!("novaferry://{}", route.address)
+}
+
 /// What comes to a host.
-pub(super) fn expected(migration: &Migration) -> v1::Expected {
+pub(super) fn expected(migration: &Migration, share: &Share) -> v1::Expected {
     v1::Expected {
         migration: migration.id.clone(),
         vm: migration.vm.clone(),
         from: migration.source.to_string(),
+        dial: share.routes.iter().filter(|route| route.called).map(address).take(MOST_ADDRESSES).collect(),
     }
 }
 

@@ -31,7 +31,12 @@ async fn a_source_hears_of_it_when_the_destination_lets_it_in() {
     let id = world.post("/v1/migrations", json!({ "vm": "web-1", "to": "host-b" })).await.1["id"].clone();
     let id = id.as_str().unwrap().to_owned();
     let intent = line_b.intent().await;
-    let expected = v1::Expected { migration: id.clone(), vm: "web-1".to_owned(), from: "host-a".to_owned() };
+    let expected = v1::Expected {
+        migration: id.clone(),
+        vm: "web-1".to_owned(),
+        from: "host-a".to_owned(),
+        dial: Vec::new(),
+    };
     assert_eq!((intent.expected, intent.number), (vec![expected.clone()], 2));
     // What it was told earlier, and what it was never told, is no answer to this.
     line_b.say(Said::Took(v1::Took { number: 1 })).await;
@@ -50,6 +55,28 @@ async fn a_source_hears_of_it_when_the_destination_lets_it_in() {
     // It is let in as long as it goes on, and not after.
     line_a.moved(&id, "source", "rolled-back", true).await;
     assert_eq!(line_b.intent().await.expected, []);
+}
+
+/// A destination that nobody can dial is told whom to dial, and the source that it will.
+#[tokio::test]
+async fn a_destination_without_an_address_dials_the_source() {
+    let world = World::new().await;
+    let (a, mut b) = (world.host("host-a").await, world.host("host-b").await);
+    (b.expects, b.hidden) = (true, true);
+    let (mut line_a, mut line_b) = (a.line(&world, 0).await.unwrap(), b.line(&world, 0).await.unwrap());
+    line_a.intent().await;
+    line_b.intent().await;
+    line_a.has(&["web-1"]).await;
+    line_b.has(&[]).await;
+    world.until("/v1/hosts", |hosts| hosts["items"][1]["observed"]["calls"] == true).await;
+    world.until("/v1/vms", |vms| vms["items"].as_array().unwrap().len() == 1).await;
+    let (status, begun) = world.post("/v1/migrations", json!({ "vm": "web-1", "to": "host-b" })).await;
+    assert_eq!(status, 202, "{begun}");
+    let intent = line_b.intent().await;
+    assert_eq!(intent.expected[0].dial, ["novaferry://host-a:7440"]);
+    line_b.say(Said::Took(v1::Took { number: intent.number })).await;
+    let wanted = line_a.intent().await.migrations.remove(0);
+    assert_eq!((wanted.to.as_str(), wanted.alternates.len(), wanted.called), ("", 0, true));
 }
 
 #[tokio::test]

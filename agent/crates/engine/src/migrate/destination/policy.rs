@@ -38,6 +38,9 @@ pub struct Arrival {
     pub vm: String,
     /// The host that it comes from.
     pub from: String,
+    /// That host cannot dial this one: where this one dials it, `novaferry://HOST:PORT`, the best first.
+    #[serde(default)]
+    pub dial: Vec<String>,
 }
 
 /// What a coordinator says comes to this host. Cloning gives another handle.
@@ -132,7 +135,12 @@ mod tests {
     const ID: SessionId = SessionId([7; 16]);
 
     fn arrival() -> Arrival {
-        Arrival { migration: ID.to_string(), vm: "web".to_owned(), from: "host-a".to_owned() }
+        Arrival {
+            migration: ID.to_string(),
+            vm: "web".to_owned(),
+            from: "host-a".to_owned(),
+            dial: Vec::new(),
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tunnel::ChannelTunnel;
 
-use super::{Owner, Signal, Way, recover, ways};
+use super::{Owner, Signal, Way, recover};
 use crate::migrate::message::{self, FromSource};
 
 /// First and longest pause between attempts to reach the destination again.
@@ -35,7 +35,7 @@ impl Owner {
             return;
         }
         self.redialling = true;
-        let (options, credentials) = (self.job.dial.clone(), self.context.credentials.clone());
+        let (options, context) = (self.job.dial.clone(), self.context.clone());
         let (migration, signals, current) = (self.job.migration, self.signals.clone(), self.ways.clone());
         let longest = if self.recovery.owes() { recover::REDIAL_WITHIN } else { REDIAL.1 };
         // Who takes connections and drops them at once is not dialled in a circle.
@@ -48,7 +48,7 @@ impl Owner {
             loop {
                 // They may have changed since the last attempt.
                 let to = current.borrow().to.clone();
-                match ways::dial(&options, &to, &credentials, migration).await {
+                match context.dial(&options).reach(&to, migration).await {
                     Ok((tunnel, way)) => {
                         drop(signals.send(Signal::Dialled(Box::new(tunnel), way)).await);
                         return;

@@ -9,7 +9,7 @@ use hypervisor::vmd::VmdClient;
 
 use super::facts::describe;
 use super::plan::Watch;
-use super::{Owner, StepResult, chain, converge, ways};
+use super::{Owner, StepResult, chain, converge};
 use crate::migrate::layer2::{self, Segment};
 use crate::migrate::message::{FromSource, Prepare, VERSION};
 use crate::migrate::mode::Mode;
@@ -39,8 +39,7 @@ impl Owner {
             return Err(objection);
         }
         let to = self.ways.borrow().to.clone();
-        let (tunnel, way) =
-            ways::dial(&self.job.dial, &to, &self.context.credentials, self.job.migration).await?;
+        let (tunnel, way) = self.context.dial(&self.job.dial).reach(&to, self.job.migration).await?;
         self.record.peer = tunnel.peer().to_string();
         self.plan(&tunnel, watch).await?;
         self.take_tunnel(tunnel, way);

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tunnel::{ChannelTunnel, CloseCode, Credentials, DialOptions};
 use volume::SessionId;
 
-use super::{Owner, Signal};
+use super::{Calls, Owner, Signal};
 use crate::migrate::cutover::Cutover;
 use crate::migrate::record::Role;
 use crate::send::random_session;
@@ -18,19 +18,40 @@ use crate::send::random_session;
 /// How long one of several addresses may take to answer before the next is tried.
 const EACH: Duration = Duration::from_secs(6);
 
-/// An address of the destination.
+/// How long a destination that dials may take for it: it tries again every few seconds.
+const CALLED: Duration = Duration::from_secs(30);
+/// What stands for [`Way::Called`] among addresses: no host has such a name.
+const CALLS: &str = "(dials here)";
+
+/// How the destination is reached.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Way {
-    /// Name or address, an IPv6 address without brackets.
-    pub host: String,
-    /// Its port.
-    pub port: u16,
+pub enum Way {
+    /// This host dials it.
+    At {
+        /// Name or address, an IPv6 address without brackets.
+        host: String,
+        /// Its port.
+        port: u16,
+    },
+    /// It dials this host.
+    Called,
+}
+
+impl Way {
+    /// A way that a record names otherwise than by an address.
+    #[must_use]
+    pub fn named(text: &str) -> Option<Self> {
+        (text == CALLS).then_some(Self::Called)
+    }
 }
 
 impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { host, port } = self;
-        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+        match self {
+            Self::At { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::At { host, port } => write!(f, "{host}:{port}"),
+            Self::Called => f.write_str(CALLS),
+        }
     }
 }
 
@@ -45,30 +66,65 @@ pub struct Ways {
     pub cutover: Cutover,
 }
 
-/// Dials one address after the other until one answers.
-pub(super) async fn dial(
-    options: &DialOptions,
-    ways: &[Way],
-    credentials: &Credentials,
-    migration: SessionId,
-) -> Result<(ChannelTunnel, Way), String> {
-    let mut failed = Vec::new();
-    for way in ways {
-        let options = DialOptions { host: way.host.clone(), port: way.port, ..options.clone() };
-        let dialling = tunnel::dial_channels(&options, credentials, migration);
-        // The only one has all the time that there is.
-        let dialled = if ways.len() == 1 { Ok(dialling.await) } else { timeout(EACH, dialling).await };
-        let why = match dialled {
-            Ok(Ok(tunnel)) => return Ok((tunnel, way.clone())),
-            Ok(Err(error)) => error.chain(),
-            Err(_late) => format!("no answer within {} s", EACH.as_secs()),
-        };
-        if ways.len() == 1 {
-            return Err(why);
+/// How a destination is dialled, or dials.
+pub(super) struct Dial<'a> {
+    pub(super) options: &'a DialOptions,
+    pub(super) credentials: &'a Credentials,
+    pub(super) calls: &'a Calls,
+}
+
+impl Dial<'_> {
+    /// Tries one way after the other until the destination answers.
+    pub(super) async fn reach(
+        &self,
+        ways: &[Way],
+        migration: SessionId,
+    ) -> Result<(ChannelTunnel, Way), String> {
+        let mut failed = Vec::new();
+        for way in ways {
+            // The only one has all the time that there is.
+            let each = if ways.len() == 1 { None } else { Some(EACH) };
+            match self.by(way, each, migration).await {
+                Ok(tunnel) => return Ok((tunnel, way.clone())),
+                Err(why) if ways.len() == 1 => return Err(why),
+                Err(why) => failed.push(format!("{way}: {why}")),
+            }
         }
-        failed.push(format!("{way}: {why}"));
+        Err(failed.join("; "))
     }
-    Err(failed.join("; "))
+
+    async fn by(
+        &self,
+        way: &Way,
+        each: Option<Duration>,
+        migration: SessionId,
+    ) -> Result<ChannelTunnel, String> {
+        let (host, port) = match way {
+            Way::At { host, port } => (host.clone(), *port),
+            Way::Called => {
+                let patience = each.unwrap_or(CALLED);
+                return timeout(patience, self.calls.take()).await.map_err(|_late| {
+                    let peer = self.options.expect_peer.as_ref();
+                    let peer = peer.map_or_else(|| "the destination".to_owned(), ToString::to_string);
+                    format!(
+                        "{peer} has not dialled here within {} s; its agent's log says why: it must reach this host's \
+                         port over UDP",
+                        patience.as_secs()
+                    )
+                });
+            }
+        };
+        let options = DialOptions { host, port, ..self.options.clone() };
+        let dialling = tunnel::dial_channels(&options, self.credentials, migration);
+        let dialled = match each {
+            None => Ok(dialling.await),
+            Some(each) => timeout(each, dialling).await,
+        };
+        match dialled {
+            Ok(dialled) => dialled.map_err(|error| error.chain()),
+            Err(_late) => Err(format!("no answer within {} s", EACH.as_secs())),
+        }
+    }
 }
 
 impl Owner {
@@ -85,7 +141,9 @@ impl Owner {
         }
         let Some(best) = ways.to.first().cloned() else { return };
         self.note_ways(&ways.to);
-        if self.path.as_ref().is_some_and(|path| *path != best) && self.can_wait() && self.lost.is_none() {
+        let is_other = self.path.as_ref().is_some_and(|path| *path != best);
+        // Whether a destination that dials gets through is not for this host to find out.
+        if is_other && best != Way::Called && self.can_wait() && self.lost.is_none() {
             self.try_way(best);
         }
     }
@@ -111,11 +169,11 @@ impl Owner {
     /// Finds out whether the destination answers at a better address, before the connection that there is is given up
     /// for it. Asked under another id, so that the destination does not take it for this migration's next connection.
     fn try_way(&mut self, way: Way) {
-        let (options, credentials) = (self.job.dial.clone(), self.context.credentials.clone());
+        let (options, context) = (self.job.dial.clone(), self.context.clone());
         let (signals, migration) = (self.signals.clone(), self.job.migration);
         self.watchers.spawn(async move {
             let tried = match random_session() {
-                Ok(id) => dial(&options, std::slice::from_ref(&way), &credentials, id).await,
+                Ok(id) => context.dial(&options).reach(std::slice::from_ref(&way), id).await,
                 Err(error) => Err(error.chain()),
             };
             match tried {
