@@ -17,16 +17,45 @@ const LOOK: Duration = Duration::from_millis(300);
 /// How long one that does not answer is waited for: it may be restarting.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long it may be queued before it is asked why.
+const SOON: Duration = Duration::from_secs(2);
+
+/// What a migration that is queued waits for, for people.
+pub(crate) fn waits_for(client: &Client, migration: &Migration) -> Result<Option<String>, Failure> {
+    if migration.state != State::Queued {
+        return Ok(None);
+    }
+    match client.get::<Value>(&format!("/v1/migrations/{}/waits", migration.id)) {
+        Ok(waits) => Ok(waits["for"].as_str().map(plain)),
+        // An older coordinator does not say.
+        Err(failure) if failure.code == "not-found" => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}
+
 /// Follows it, and says how it went.
 pub(crate) fn follow(client: &Client, id: &str, format: Format) -> Result<(), Failure> {
     let path = format!("/v1/migrations/{id}");
     let terminal = format == Format::Text && std::io::stderr().is_terminal();
     let (mut heard, mut last) = (Instant::now(), None);
+    let (began, mut waited) = (Instant::now(), None);
     loop {
         match client.get::<Migration>(&path) {
             Ok(migration) => {
                 heard = Instant::now();
                 let stands = (migration.state, migration.is_parked());
+                // Most begin in a moment.
+                if migration.state == State::Queued && format == Format::Text && began.elapsed() > SOON {
+                    // That it cannot be asked is what the next look says.
+                    let waits = waits_for(client, &migration).unwrap_or_default();
+                    if let Some(what) = waits.as_ref().filter(|_| waits != waited) {
+                        if terminal {
+                            drop(write!(std::io::stderr(), "\r\x1b[K"));
+                        }
+                        output::line(&format!("{}  waits for {what}", short(id)));
+                    }
+                    waited = waits;
+                }
                 if terminal {
                     drop(write!(std::io::stderr(), "\r\x1b[K{}", progress(&migration)));
                 } else if last != Some(stands) {

@@ -26,8 +26,10 @@ fn time(time: Option<model::Timestamp>) -> String {
     time.map_or_else(|| "-".to_owned(), |time| format!("{} ({time})", when(&shown(&time).into())))
 }
 
-pub(super) fn migration(migration: &Migration) {
-    fields(&summary(migration));
+pub(super) fn migration(migration: &Migration, waits: Option<&str>) {
+    let mut summary = summary(migration);
+    summary.extend(waits.map(|waits| ("waits for", waits.to_owned())));
+    fields(&summary);
     let ends = ends(migration);
     if !ends.is_empty() {
         output::line("");

@@ -12,7 +12,7 @@ use super::show::{Column, ListArgs, said, text};
 use super::units::{bytes, when};
 use crate::client::Client;
 use crate::failure::Failure;
-use crate::follow::{follow, short};
+use crate::follow::{follow, short, waits_for};
 use crate::output::{self, Format, plain};
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -137,7 +137,10 @@ pub(super) fn migration(client: &Client, command: MigrationCommand, format: Form
         MigrationCommand::Show { id } => {
             let path = format!("/v1/migrations/{}", find(client, &id)?);
             match format {
-                Format::Text => detail::migration(&client.get(&path)?),
+                Format::Text => {
+                    let migration: Migration = client.get(&path)?;
+                    detail::migration(&migration, waits_for(client, &migration)?.as_deref());
+                }
                 // As the coordinator says it, also what a newer one says.
                 _ => output::value(format, &client.get::<Value>(&path)?),
             }

@@ -54,6 +54,7 @@ fn routes() -> OpenApiRouter<Arc<Fleet>> {
         .routes(routes!(hosts::vms))
         .routes(routes!(migrations::list, migrations::begin))
         .routes(routes!(migrations::show))
+        .routes(routes!(migrations::waits))
         .routes(routes!(migrations::wish))
         .routes(routes!(migrations::cutover))
         .routes(routes!(plans::list, plans::make))

@@ -1,5 +1,7 @@
 //! Moves are begun here, whichever API asks for them.
 
+mod waits;
+
 use model::Name;
 use model::access::Action;
 use model::host::Host;
@@ -13,6 +15,7 @@ use crate::api::problem::Problem;
 use crate::api::tokens::random;
 use crate::find;
 use crate::fleet::{Fleet, now};
+pub(crate) use waits::waits_for;
 
 /// One VM that is to move.
 #[derive(Clone, Debug)]

@@ -10,7 +10,7 @@ use model::access::Action;
 use model::audit::Deed;
 use model::migration::{Migration, Options, Unfitting, Wish};
 use model::{Name, Timestamp};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::caller::Caller;
@@ -104,6 +104,26 @@ pub(super) async fn show(
 ) -> Result<Json<Migration>, Problem> {
     caller.may(&fleet, Action::Look, &id).await?;
     Ok(Json(fleet.store.migration(&id).await?))
+}
+
+/// What a migration waits for.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = MigrationWaits)]
+pub(super) struct Waits {
+    /// For people, with what may be done about it; nothing once its source works on it.
+    r#for: Option<String>,
+}
+
+/// Tells what a migration waits for that its source has not begun.
+#[utoipa::path(get, path = "/v1/migrations/{id}/waits", tag = "migrations", params(("id" = String, Path)), responses((status = OK, body = Waits)))]
+pub(super) async fn waits(
+    State(fleet): State<Arc<Fleet>>,
+    caller: Caller,
+    Segment(id): Segment<String>,
+) -> Result<Json<Waits>, Problem> {
+    caller.may(&fleet, Action::Look, &id).await?;
+    let migration = fleet.store.migration(&id).await?;
+    Ok(Json(Waits { r#for: moves::waits_for(&fleet, &migration).await? }))
 }
 
 /// Says what is to become of a migration.

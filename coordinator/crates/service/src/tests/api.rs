@@ -158,6 +158,7 @@ async fn answers_are_as_described() {
     }
     see("delete", "/v1/webhooks/{name}", "/v1/webhooks/chat", Value::Null, 204).await;
     let cutover = format!("{one}/cutover");
+    see("get", "/v1/migrations/{id}/waits", &format!("{one}/waits"), Value::Null, 200).await;
     see("post", "/v1/migrations/{id}/cutover", &cutover, json!({}), 409).await;
     let wish = format!("{one}/wish");
     see("post", "/v1/migrations/{id}/wish", &wish, json!({ "wish": "finalise" }), 409).await;

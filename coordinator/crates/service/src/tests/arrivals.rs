@@ -38,6 +38,8 @@ async fn a_source_hears_of_it_when_the_destination_lets_it_in() {
         dial: Vec::new(),
     };
     assert_eq!((intent.expected, intent.number), (vec![expected.clone()], 2));
+    let waits = async || world.get(&format!("/v1/migrations/{id}/waits")).await["for"].clone();
+    assert_eq!(waits().await, "host host-b to let it in");
     // What it was told earlier, and what it was never told, is no answer to this.
     line_b.say(Said::Took(v1::Took { number: 1 })).await;
     line_b.say(Said::Took(v1::Took { number: 7 })).await;
@@ -45,12 +47,17 @@ async fn a_source_hears_of_it_when_the_destination_lets_it_in() {
     line_a.hears_nothing().await;
     // A new line has numbers of its own.
     drop(line_b);
+    world.until("/v1/hosts", |hosts| hosts["items"][1]["connected"].is_null()).await;
+    assert!(waits().await.as_str().unwrap().starts_with("host host-b, where it goes, to connect; "));
     let mut line_b = b.line(&world, 0).await.unwrap();
     let intent = line_b.intent().await;
     assert_eq!((intent.expected, intent.number), (vec![expected], 1));
     line_a.hears_nothing().await;
     line_b.say(Said::Took(v1::Took { number: 1 })).await;
     assert_eq!(line_a.intent().await.migrations[0].id, id);
+    assert_eq!(waits().await, "host host-a to begin");
+    line_a.moved(&id, "source", "preparing", false).await;
+    assert_eq!(waits().await, Value::Null);
 
     // It is let in as long as it goes on, and not after.
     line_a.moved(&id, "source", "rolled-back", true).await;
