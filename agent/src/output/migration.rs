@@ -300,6 +300,7 @@ mod tests {
             method: "live".to_owned(),
             total_ms: 61_000,
             memory_ms: 0,
+            hosts_ms: 30,
             downtime_ms: 40,
             wire_bytes: 3 << 20,
             dirty_rate: 5_000_000,

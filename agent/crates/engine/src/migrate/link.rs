@@ -18,9 +18,11 @@ const PIECE: u64 = 48 << 10;
 const BURST: (u64, u64) = (16 << 10, 1 << 20);
 /// Bytes of the whole probe.
 const MOST: u64 = 4 << 20;
-/// Time of the whole probe, or [`ROUND_TRIPS`] if those are longer.
+/// Time of the whole probe, and what a long round trip adds: the congestion window grows once in each, and what is
+/// measured before it has grown is the window and not the link.
 const TIME: Duration = Duration::from_millis(300);
-const ROUND_TRIPS: u32 = 4;
+const ROUND_TRIPS: u32 = 20;
+const MOST_ROUND_TRIPS: Duration = Duration::from_millis(700);
 /// Empty messages that are timed: the fastest answer is the round trip.
 const PINGS: u32 = 3;
 /// The same for a probe, at most.
@@ -75,7 +77,7 @@ impl Pace {
         Self {
             limit,
             most: MOST,
-            time: TIME.max(round_trip * ROUND_TRIPS),
+            time: TIME + (round_trip * ROUND_TRIPS).min(MOST_ROUND_TRIPS),
             round_trip,
             spent: Duration::ZERO,
             sent: 0,

@@ -43,7 +43,7 @@ pub struct Report {
 }
 
 /// What is expected before anything moves, and from what.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Prediction {
     /// How the VM moves, for people.
     #[serde(default)]
@@ -53,6 +53,9 @@ pub struct Prediction {
     /// What of that is the memory's part.
     #[serde(default)]
     pub memory_ms: u64,
+    /// What of the pause was taken to be the hosts' own part: without the memory's rest and round trips.
+    #[serde(default)]
+    pub hosts_ms: u64,
     /// The guest's pause; the longest that is allowed, where more is not known; 0 for one that is off.
     pub downtime_ms: u64,
     /// Bytes on the wire.
@@ -101,6 +104,7 @@ mod tests {
             method: "live".to_owned(),
             total_ms: 10_000,
             memory_ms: 8_000,
+            hosts_ms: 85,
             downtime_ms: 100,
             wire_bytes: 1 << 20,
             dirty_rate: 0,

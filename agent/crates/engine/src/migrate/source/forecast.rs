@@ -7,11 +7,14 @@ use super::memory::{MIN_DOWNTIME_LIMIT, OVERHEAD, ROUND_TRIPS, patience};
 /// What the destination takes to make room: its preflight and its QEMU's start.
 const PREPARE: Duration = Duration::from_millis(500);
 /// What a mirror takes besides its bytes, until QEMU calls it ready.
-const MIRROR: Duration = Duration::from_millis(700);
-/// And in round trips: its requests are begun one after another at first.
-const MIRROR_TRIPS: u32 = 10;
-/// Share of the link's rate that a stream reaches, percent.
-const REACHED: u64 = 92;
+const MIRROR: Duration = Duration::from_millis(500);
+/// And in round trips: what the guest writes meanwhile is begun again and again until nothing of it is under way.
+const MIRROR_TRIPS: u32 = 60;
+/// The hosts' own part of a pause: to load the devices' states, to compare the disks, to make fence and permit durable. On
+/// two cores that both hosts share, with emulated guests; a host learns its own from the moves that it has made.
+pub(super) const HOSTS: Duration = Duration::from_millis(85);
+/// Round trips of a pause, in tenths: messages that wait for one another, and what was under way when the guest stopped.
+const PAUSE_TRIPS: u32 = 22;
 /// How much slower the whole way of a page is than reading and reducing it by one thread: QEMU's part at both ends and
 /// restoring it.
 const WAY: u64 = 2;
@@ -45,6 +48,8 @@ pub(super) struct Known {
     /// Longest time for the memory.
     pub(super) timeout: Duration,
     pub(super) postcopy: bool,
+    /// The hosts' own part of the pause.
+    pub(super) hosts: Duration,
     /// Since the move began.
     pub(super) elapsed: Duration,
 }
@@ -79,14 +84,14 @@ pub(super) fn part(bytes: u64, permille: u64) -> u64 {
 impl Known {
     /// What the link carries of the memory: the guest's writes to its disks go first.
     fn rate(&self) -> u64 {
-        let reached = self.link_rate / 100 * REACHED;
-        reached.saturating_sub(self.disk_writes).max(self.link_rate / 10).max(1)
+        self.link_rate.saturating_sub(self.disk_writes).max(self.link_rate / 10).max(1)
     }
 
-    /// How long RAM takes, of which reduction leaves so much: over the link, and through both hosts.
+    /// How long RAM takes, of which reduction leaves so much: over the link, or through both hosts if that is slower, as
+    /// they work while the link carries.
     fn takes(&self, ram: u64, permille: u64) -> Duration {
         let work = self.speed.map_or(Duration::ZERO, |speed| time_of(ram, speed / WAY));
-        time_of(part(ram, permille), self.rate()) + work
+        time_of(part(ram, permille), self.rate()).max(work)
     }
 
     /// The disks, then pass after pass of what the guest wrote during the one before, until what is left fits the pause.
@@ -96,8 +101,10 @@ impl Known {
         } else {
             MIRROR + self.round_trip * MIRROR_TRIPS + time_of(self.disks, self.rate())
         };
-        let answers = self.round_trip * ROUND_TRIPS + OVERHEAD;
-        let budget = self.budget.saturating_sub(answers).max(MIN_DOWNTIME_LIMIT);
+        // What QEMU is allowed is what the engine tells it.
+        let kept = self.round_trip * ROUND_TRIPS + OVERHEAD;
+        let budget = self.budget.saturating_sub(kept).max(MIN_DOWNTIME_LIMIT);
+        let answers = self.hosts + self.round_trip * PAUSE_TRIPS / 10;
         let (mut left, mut permille) = (self.ram, self.permille);
         let (mut elapsed, mut wire) = (Duration::ZERO, self.disks);
         let expected = |left: u64, elapsed: Duration, wire: u64, converges| {
@@ -166,6 +173,7 @@ mod tests {
         budget: Duration::from_millis(300),
         timeout: Duration::from_secs(600),
         postcopy: false,
+        hosts: HOSTS,
         elapsed: Duration::from_millis(400),
     };
 
@@ -176,7 +184,7 @@ mod tests {
 
     #[test]
     fn an_idle_guest_takes_one_pass_and_the_answers() {
-        let answers = Duration::from_millis(3) + OVERHEAD;
+        let answers = Duration::from_micros(2_200) + HOSTS;
         let expected = IDLE.live();
         let total = besides() + time_of(300 * MIB, IDLE.rate()) + answers;
         assert_eq!((expected.downtime, expected.wire, expected.converges), (answers, 300 * MIB, true));
@@ -187,7 +195,8 @@ mod tests {
         assert!(half.total < total - Duration::from_millis(900), "{half:?}");
         // A slow host, and a guest that writes to its disks.
         let slow = Known { speed: Some(100 * MIB), ..IDLE }.live();
-        assert!(slow.total > total + Duration::from_secs(3), "{slow:?}");
+        // 200 MiB at half of 100 MiB/s take 4 s instead of 2.
+        assert!(slow.total > total + Duration::from_millis(1900), "{slow:?}");
         let writes = Known { disk_writes: 10 * MIB, ..IDLE }.live();
         assert!(writes.wire > 335 * MIB && writes.total > total, "{writes:?}");
     }
@@ -196,8 +205,8 @@ mod tests {
     fn a_busy_guest_takes_more_passes_and_a_longer_pause() {
         let expected = Known { dirty_rate: 50 * MIB, ..IDLE }.live();
         assert!(expected.converges, "{expected:?}");
-        // 200, 109, 59 and so on.
-        assert!((500 * MIB..=540 * MIB).contains(&expected.wire), "{expected:?}");
+        // 200, 100, 50 and so on.
+        assert!((490 * MIB..=500 * MIB).contains(&expected.wire), "{expected:?}");
         assert!(expected.downtime > IDLE.live().downtime && expected.downtime <= IDLE.budget, "{expected:?}");
     }
 
@@ -207,7 +216,7 @@ mod tests {
         assert!(!fast.live().converges);
         assert!(Known { again: 100, ..fast }.live().converges, "reduction makes the link wider");
         let expected = Known { postcopy: true, ..fast }.live();
-        assert!(expected.converges && expected.downtime < Duration::from_millis(50), "{expected:?}");
+        assert!(expected.converges && expected.downtime < HOSTS + Duration::from_millis(5), "{expected:?}");
         // Nor does one whose first pass takes all the time.
         assert!(!Known { timeout: Duration::from_secs(1), dirty_rate: 99 * MIB, ..IDLE }.live().converges);
     }

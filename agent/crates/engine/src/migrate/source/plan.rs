@@ -9,13 +9,14 @@ use hypervisor::specification::{Derived, SourceDisk};
 use tokio::task::{JoinError, JoinHandle};
 use tunnel::ChannelTunnel;
 
-use super::forecast::{Known, WHOLE, part};
+use super::forecast::{HOSTS, Known, WHOLE, part};
 use super::sample::{Census, From, Ram, Written, look};
 use super::{Options, Owner, chain, content};
 use crate::migrate::link::{Link, NotMeasured, measure};
 use crate::migrate::mode::Mode;
 use crate::migrate::preflight::{Finding, slow_answers};
-use crate::migrate::report::Prediction;
+use crate::migrate::record::Records;
+use crate::migrate::report::{Prediction, Report};
 
 /// How long QEMU measures the dirty rate where its memory cannot be read, seconds.
 const DIRTY_RATE_SECONDS: u64 = 1;
@@ -25,6 +26,13 @@ const ASSUMED_RATE: u64 = 10 << 20;
 const MIRROR_PIECE: u64 = 64 << 10;
 /// Bytes of a file's blocks in `stat`.
 const STAT_BLOCK: u64 = 512;
+
+/// Moves that a host learns from, at least and at most.
+const ENOUGH: usize = 3;
+const LEARNED: usize = 9;
+/// What can be learned of the hosts' own part of a pause, milliseconds: what is beyond has another cause.
+const LEAST_LEARNED: u64 = 5;
+const MOST_LEARNED: u64 = 1000;
 
 /// What was measured of the VM.
 #[derive(Clone, Copy, Debug)]
@@ -233,6 +241,7 @@ fn predict(
     link: Option<&Link>,
     options: &Options,
     limit: Option<u64>,
+    hosts: Duration,
     elapsed: Duration,
 ) -> Prediction {
     let measured = link.map_or(ASSUMED_RATE, |link| link.rate);
@@ -253,6 +262,7 @@ fn predict(
         budget: options.max_downtime,
         timeout: options.timeout,
         postcopy: options.postcopy,
+        hosts,
         elapsed,
     };
     let expected = match mode {
@@ -265,6 +275,7 @@ fn predict(
         method: method(mode, options),
         total_ms: millis(expected.total),
         memory_ms: millis(expected.memory),
+        hosts_ms: if mode == Mode::Live { millis(hosts) } else { 0 },
         downtime_ms: millis(expected.downtime),
         wire_bytes: expected.wire,
         dirty_rate: known.dirty_rate,
@@ -272,8 +283,29 @@ fn predict(
         link_measured: link.is_some(),
         round_trip_us: link.map(|link| u64::try_from(link.round_trip.as_micros()).unwrap_or(u64::MAX)),
         converges: expected.converges,
-        basis: basis(mode, load, link, limit, measured),
+        basis: basis(mode, load, link, limit, measured, hosts),
     }
+}
+
+/// The hosts' own part of a pause, by what live moves to the same host took: the median of the newest. None before the
+/// third.
+async fn learned(records: &Records, peer: &str) -> Option<Duration> {
+    let (records, peer) = (records.clone(), peer.to_owned());
+    let all = tokio::task::spawn_blocking(move || records.all()).await.ok()?.ok()?;
+    let live = all.iter().filter(|record| record.mode == Mode::Live && record.peer == peer);
+    median(live.filter_map(|record| own_part(&record.report)).take(LEARNED).collect())
+}
+
+/// What a pause took that was not expected of the memory's rest and the link.
+fn own_part(report: &Report) -> Option<u64> {
+    let predicted = report.predicted.as_ref().filter(|predicted| predicted.hosts_ms > 0)?;
+    let rest = predicted.downtime_ms.checked_sub(predicted.hosts_ms)?;
+    Some(report.downtime_ms?.saturating_sub(rest).clamp(LEAST_LEARNED, MOST_LEARNED))
+}
+
+fn median(mut parts: Vec<u64>) -> Option<Duration> {
+    parts.sort_unstable();
+    (parts.len() >= ENOUGH).then(|| Duration::from_millis(parts[parts.len() / 2]))
 }
 
 fn method(mode: Mode, options: &Options) -> String {
@@ -287,7 +319,14 @@ fn method(mode: Mode, options: &Options) -> String {
 }
 
 /// Where the figures come from, for people.
-fn basis(mode: Mode, load: &Load, link: Option<&Link>, limit: Option<u64>, measured: u64) -> String {
+fn basis(
+    mode: Mode,
+    load: &Load,
+    link: Option<&Link>,
+    limit: Option<u64>,
+    measured: u64,
+    hosts: Duration,
+) -> String {
     let mut parts = vec![match link {
         Some(_) if limit.is_some_and(|limit| limit < measured) => {
             "the link as limited, it carries more".to_owned()
@@ -332,6 +371,9 @@ fn basis(mode: Mode, load: &Load, link: Option<&Link>, limit: Option<u64>, measu
         let Counts { bytes, requests } = written;
         parts.push(format!("{} KiB written to them a second, in {requests} requests", bytes >> 10));
     }
+    if mode == Mode::Live && hosts != HOSTS {
+        parts.push(format!("{} ms of the pause as in the hosts' earlier moves", hosts.as_millis()));
+    }
     parts.push(
         match mode {
             Mode::Live => "each host alone with this move",
@@ -365,7 +407,9 @@ impl Owner {
         };
         let load = watch.end().await?;
         let options = &self.job.options;
-        let predicted = predict(self.record.mode, &load, link.as_ref(), options, limit, self.began.elapsed());
+        let hosts = learned(&self.context.records, &self.record.peer).await.unwrap_or(HOSTS);
+        let elapsed = self.began.elapsed();
+        let predicted = predict(self.record.mode, &load, link.as_ref(), options, limit, hosts, elapsed);
         if let Some(link) = &link
             && self.record.mode == Mode::Live
         {
@@ -390,5 +434,26 @@ impl Owner {
         self.record.report.predicted = Some(predicted);
         self.publish(None);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_learns_its_part_of_a_pause_from_what_it_took() {
+        let moved = |took: u64, expected: u64, hosts_ms: u64| {
+            let predicted = Prediction { downtime_ms: expected, hosts_ms, ..Prediction::default() };
+            let report = Report { downtime_ms: Some(took), predicted: Some(predicted), ..Report::default() };
+            own_part(&report)
+        };
+        // 15 ms of the 100 were expected of the memory and the link.
+        assert_eq!(moved(60, 100, 85), Some(45));
+        assert_eq!((moved(3, 100, 85), moved(60_000, 100, 85)), (Some(LEAST_LEARNED), Some(MOST_LEARNED)));
+        assert_eq!((moved(60, 100, 0), moved(60, 80, 85)), (None, None), "an older release, or no pause");
+        assert_eq!(own_part(&Report::default()), None);
+        assert_eq!(median(vec![40, 900, 45, 44]), Some(Duration::from_millis(45)));
+        assert_eq!(median(vec![40, 45]), None, "too few");
     }
 }
